@@ -1,0 +1,1 @@
+"""Micro-benchmarks with targets, rooflines and rivals in the same run."""

@@ -1,0 +1,1 @@
+"""The kernels: functions and ops; modules live in mify.layers."""

@@ -1,0 +1,1 @@
+"""Curation: sources, license, quality, exact and near duplicates, decontamination, mixture."""

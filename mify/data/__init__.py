@@ -1,0 +1,1 @@
+"""Tokens to batches: shards, FIM plans, packing plans, the deterministic stream."""

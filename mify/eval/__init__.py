@@ -1,0 +1,1 @@
+"""Evaluation: the sandbox and the benchmarks."""
