@@ -1,0 +1,56 @@
+# Two commands: `make demo` shows the main job, `make test` proves it. Each sets up what it needs in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# A CPU-only Linux machine saves several GB with PyTorch's CPU wheels: make demo TORCH_INDEX=<URL of that index>
+TORCH_INDEX ?=
+PIP    := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
+TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+BUILD  := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc bindings -type f -not -name '.*')
+
+.PHONY: demo test test-all lint format bench rivals clean
+.DEFAULT_GOAL := help
+
+help:  ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: $(VENV)/.demo  ## from the code of this machine's Python to a trained, evaluated, exported model and a report
+	$(BIN)/mify demo
+
+test: $(VENV)/.dev  ## the tests that CI runs
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+test-all: $(VENV)/.dev  ## every test, the slow ones too
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: $(VENV)/.dev  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.hpp' 'csrc/*.cu' 'csrc/*.cuh' 'bindings/*.cpp')
+
+format: $(VENV)/.dev  ## rewrite the files as `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.hpp' 'csrc/*.cu' 'csrc/*.cuh' 'bindings/*.cpp')
+
+bench: $(VENV)/.dev  ## every benchmark suite that this machine can run
+	$(BIN)/mify bench all
+
+clean:  ## the virtual environment and what was built
+	rm -rf $(VENV) build dist
+
+# torch comes first and alone: a looser requirement that is resolved before it would fetch another build of it.
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch $(BUILD) requirements/nodeps.txt
+	$(PIP) -e '.[demo]'
+	$(PIP) --no-deps -r requirements/nodeps.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) -e '.[demo,triton,rivals,dev]'
+	touch $@
