@@ -21,7 +21,7 @@ bool disabled(std::string_view feature) {
 
 CpuFeatures detect() {
   CpuFeatures found;
-#if defined(__x86_64__)
+#if defined(MIFY_X86)
   __builtin_cpu_init();
   found.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
                __builtin_cpu_supports("popcnt") && !disabled("avx2");
