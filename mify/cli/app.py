@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import mify
 from mify.errors import MifyError
 
+
+class _Commands(typer.core.TyperGroup):
+    """Exit codes that scripts can use: 0 done, 1 a check failed, 2 a user's mistake, 130 interrupted."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MifyError as error:
+            typer.echo(f"mify: {error}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("\nmify: interrupted; run the command again to continue", err=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="mify",
+    cls=_Commands,
     help="From raw code to a small code model that runs: curate, tokenize, pack, train, evaluate, export.",
     no_args_is_help=True,
     add_completion=False,
@@ -28,19 +44,11 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
 
-def run(arguments: list[str]) -> int:
-    """Runs one command. Returns its exit code: 0 done, 1 a check failed, 2 a user's mistake, 130 interrupted."""
-    try:
-        code = app(arguments, standalone_mode=False)
-    except MifyError as error:
-        print(f"mify: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, typer.Abort):
-        print("\nmify: interrupted; run the command again to continue", file=sys.stderr)
-        return 130
-    return code if isinstance(code, int) else 0
+# One module a command. They import nothing heavy at the top, so that `mify --help` answers at once.
