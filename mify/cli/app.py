@@ -8,6 +8,7 @@ import typer
 import typer.core
 
 import mify
+from mify.cli.bench import bench
 from mify.errors import MifyError
 
 
@@ -52,3 +53,4 @@ def _root(
 
 
 # One module a command. They import nothing heavy at the top, so that `mify --help` answers at once.
+app.command()(bench)

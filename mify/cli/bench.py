@@ -1,0 +1,170 @@
+"""`mify bench SUITE`: measure, set against rivals and targets, print, save, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mify.errors import MifyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mify.bench.rows import Change, Row
+
+_STYLES = {
+    "pass": "green",
+    "fail": "bold red",
+    "not measured": "dim",
+    "not comparable": "yellow",
+    "predicted": "cyan",
+}
+
+
+def bench(
+    suite: Annotated[str | None, typer.Argument(help="curation, data, kernels, fp8, decode, train or eval.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows to FILE.")] = None,
+    compare_file: Annotated[
+        Path | None, typer.Option("--compare", metavar="OLD.json", help="Set this run against an earlier one.")
+    ] = None,
+    list_cases: Annotated[bool, typer.Option("--list", help="List the suites, or a suite's cases, and end.")] = False,
+    case: Annotated[
+        list[str] | None, typer.Option("--case", help="Run only cases that match; may be repeated.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small inputs: a minute instead of many.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds a case.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="Threads, for what scales with them.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of generated inputs.")] = 0,
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Real inputs, for suites that take them.")] = None,
+) -> None:
+    """Measure a part of mify against its rivals and targets, in one run on the same inputs.
+
+    Ends with exit code 1 when a target is missed, or a figure is above what the machine can do.
+    """
+    from rich.console import Console
+
+    from mify.bench import rows as bench_rows
+    from mify.bench.suite import Options, Targets, load_suite, machine, run_suite, target_column
+
+    console = Console()
+    if suite is None:
+        _list_suites(console)
+        return
+    module = load_suite(suite)
+    if list_cases:
+        _print_cases(console, suite, module.CASES)
+        return
+    old = bench_rows.read_rows(compare_file) if compare_file else None
+    if data is not None and not data.is_dir():
+        raise MifyError(f"--data {data} is not a folder", "pass a folder of files")
+    column = target_column(suite)
+    with console.status("measuring") as status:
+        options = Options(
+            suite=suite, quick=quick, rounds=rounds, cases=tuple(case or ()), threads=threads, seed=seed, data=data,
+            targets=Targets.load(column), say=status.update,
+        )  # fmt: skip
+        rows = run_suite(suite, options)
+    print_rows(console, rows)
+    console.print(
+        f"targets: column [bold]{column}[/bold] of bench/targets.toml; `repro` of each row is in --json", style="dim"
+    )
+    if json_file is not None:
+        bench_rows.write_results(json_file, rows, machine=machine())
+        console.print(f"written: {json_file}")
+    if old is not None:
+        print_changes(console, bench_rows.compare(old, rows))
+    missed = bench_rows.failed(rows)
+    if missed:
+        for row in missed:
+            console.print(f"[bold red]missed[/bold red] {row.case}: {row.metric} of {row.impl}; again: {row.repro}")
+        raise typer.Exit(1)
+
+
+def print_rows(console: Console, rows: list[Row]) -> None:
+    """A table of the rows, one line each, the figure beside its rival, its target and its verdict."""
+    from rich.table import Table
+
+    table = Table(title=None, header_style="bold", pad_edge=False)
+    for name in ("case", "impl", "metric"):
+        table.add_column(name, overflow="fold")
+    for name in ("value", "rival", "ratio"):
+        table.add_column(name, justify="right", overflow="fold")
+    for name in ("target", "status"):
+        table.add_column(name, overflow="fold")
+    notes: list[str] = []
+    before = None
+    for row in rows:
+        if before is not None and before != row.case:
+            table.add_section()
+        mark = ""
+        if row.note and row.note != "the rival's own figure":
+            if row.note not in notes:
+                notes.append(row.note)
+            mark = f" [dim]({notes.index(row.note) + 1})[/dim]"
+        style = _STYLES[row.status]
+        table.add_row(
+            row.case if before != row.case else "",
+            row.impl,
+            row.metric,
+            "–" if row.value is None else f"{figure(row.value)} {row.unit}",
+            "" if row.rival is None else f"{row.rival} {figure(row.rival_value)}",
+            "" if row.ratio is None else f"{row.ratio:.2f}×",
+            row.target or "",
+            f"[{style}]{row.status}[/{style}]{mark}",
+        )
+        before = row.case
+    console.print(table)
+    for number, note in enumerate(notes, 1):
+        console.print(f"({number}) {note}", style="dim", highlight=False)
+
+
+def print_changes(console: Console, changes: list[Change]) -> None:
+    """A table of the figures that an earlier run has too."""
+    from rich.table import Table
+
+    if not changes:
+        console.print("nothing to compare: no figure was measured in both runs", style="yellow")
+        return
+    table = Table("case", "impl", "metric", "then", "now", "better by", header_style="bold", pad_edge=False)
+    for change in changes:
+        style = "red" if change.times_better < 0.97 else "green" if change.times_better > 1.03 else "dim"
+        row = change.row
+        table.add_row(
+            row.case, row.impl, row.metric, f"{figure(change.old_value)} {row.unit}", f"{figure(row.value)} {row.unit}",
+            f"[{style}]{change.times_better:.3f}×[/{style}]",
+        )  # fmt: skip
+    console.print(table)
+
+
+def figure(value: float | None) -> str:
+    """Four significant digits, thousands separated."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    text = f"{value:.4g}"
+    return text if "e" not in text else f"{value:.2e}"
+
+
+def _list_suites(console: Console) -> None:
+    from mify.bench.suite import SUITES, load_suite
+
+    for name in SUITES:
+        try:
+            cases = len(load_suite(name).CASES)
+        except MifyError:
+            continue
+        console.print(f"[bold]{name}[/bold]  {cases} cases; `mify bench {name} --list` names them")
+
+
+def _print_cases(console: Console, suite: str, cases: dict[str, str]) -> None:
+    from rich.table import Table
+
+    table = Table("case", "what it measures", title=f"mify bench {suite}", header_style="bold", pad_edge=False)
+    for name, what in cases.items():
+        table.add_row(name, what)
+    console.print(table)
