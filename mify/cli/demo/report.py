@@ -1,0 +1,75 @@
+"""The demo's report: one self-contained HTML page, and the PNGs beside it."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mify.cli.demo import charts
+from mify.files import atomic_file
+
+
+@dataclass(frozen=True)
+class Infill:
+    """One infilling sample: what stood around the hole, what was there and what the model wrote."""
+
+    path: str
+    prefix: str
+    suffix: str
+    expected: str
+    generated: str
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All the page shows, in the order it shows it."""
+
+    headline: list[tuple[str, str]]  # (figure, what it is)
+    funnel: list[charts.FunnelStep]
+    reasons: list[tuple[str, str, int]]  # (stage, reason, documents)
+    notes: list[str]  # what was repeated, re-weighted, missing
+    available: dict[str, int]  # bytes by domain
+    trained: dict[str, float]  # tokens by domain
+    target: dict[str, float]  # shares by domain
+    steps: list[int]
+    losses: list[float]
+    held_out: dict[str, list[tuple[int, float]]]
+    bits_per_byte: list[tuple[str, dict[str, float]]]  # (model or baseline, bits per byte by domain)
+    scores: list[tuple[str, str, str]]  # (task, score, what it means)
+    samples: list[Infill]
+    exports: list[tuple[str, str, str]]  # (file, size, what was verified)
+    stages: list[tuple[str, float, str]]  # (stage, seconds, throughput)
+    machine: list[tuple[str, str]] = field(default_factory=list)
+
+
+def write_report(data: ReportData, folder: Path) -> None:
+    """Writes funnel.png, composition.png, loss.png, stages.png and report.html into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    charts.funnel(data.funnel, folder / "funnel.png")
+    charts.composition(data.available, data.trained, data.target, folder / "composition.png")
+    charts.loss_curve(data.steps, data.losses, data.held_out, folder / "loss.png")
+    charts.seconds_by_stage(data.stages, folder / "stages.png")
+    environment = Environment(
+        loader=PackageLoader("mify.cli.demo", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["picture"] = lambda name: _data_url(folder / name)
+    best = {
+        domain: min(values[domain] for _, values in data.bits_per_byte if domain in values)
+        for domain in charts.DOMAIN_COLORS
+        if any(domain in values for _, values in data.bits_per_byte)
+    }
+    page = environment.get_template("report.html.jinja").render(data=data, best=best, domains=list(best))
+    with atomic_file(folder / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _data_url(path: Path) -> Any:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
