@@ -1,0 +1,213 @@
+"""Byte-level BPE with the special tokens: training, encoding, decoding, the `tokenizer.json` that others load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mify import special_tokens as special
+from mify.errors import MifyError
+from mify.files import atomic_file, write_json
+
+QWEN2_PATTERN = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""llama.cpp's `qwen2`, letter for letter. The usual form `(?i:'s|…)` differs from it in one character: it also takes
+`'ſ` (U+017F) for a contraction, so a model would see other ids in `transformers` than in llama.cpp."""
+
+MIN_VOCAB_SIZE = special.NUM_SPECIAL + 256
+"""The special tokens and the 256 bytes."""
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's reversible map of the 256 bytes to printable characters: character -> byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(rest)}
+
+
+class Tokenizer:
+    """A byte-level BPE `tokenizer.json`, ours or another's.
+
+    Text is data: a special token's name inside a text is encoded as the characters it consists of. Special ids are put
+    in place by the caller (`eot_id`, `special[...]`, `encode_fim`).
+    """
+
+    def __init__(self, definition: dict[str, Any]) -> None:
+        """Args: definition: the content of a `tokenizer.json`. Raises: MifyError where it is no byte-level BPE."""
+        import tokenizers
+
+        if definition.get("model", {}).get("type") != "BPE":
+            kind = definition.get("model", {}).get("type")
+            raise MifyError(
+                f"the tokenizer's model is {kind!r}", "use a byte-level BPE tokenizer.json (GPT-2, Llama 3, Qwen, mify)"
+            )
+        if '"ByteLevel"' not in json.dumps([definition.get("pre_tokenizer"), definition.get("decoder")]):
+            raise MifyError(
+                "the tokenizer is not byte-level, so text would not come back from its tokens",
+                "use a byte-level BPE tokenizer.json (GPT-2, Llama 3, Qwen, mify)",
+            )
+        self.definition = definition
+        text_only = {**definition, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        self._text = tokenizers.Tokenizer.from_str(json.dumps(text_only))
+        self.special: dict[str, int] = {token["content"]: token["id"] for token in definition.get("added_tokens", ())}
+        self._special_by_id = {index: name for name, index in self.special.items()}
+        ids = [*definition["model"]["vocab"].values(), *self.special.values()]
+        self.vocab_size: int = max(ids) + 1
+        self.eot_id = self._first(special.END_OF_TEXT, "<|end_of_text|>", "</s>")
+        self.pad_id = self._first(special.PAD, "<pad>")
+        self.fim_prefix_id = self._first(special.FIM_PREFIX, "<fim_prefix>", "<|fim_begin|>")
+        self.fim_middle_id = self._first(special.FIM_MIDDLE, "<fim_middle>", "<|fim_end|>")
+        self.fim_suffix_id = self._first(special.FIM_SUFFIX, "<fim_suffix>", "<|fim_hole|>")
+        self.im_start_id = self._first(special.IM_START)
+        self.im_end_id = self._first(special.IM_END)
+
+    def _first(self, *names: str) -> int | None:
+        return next((self.special[name] for name in names if name in self.special), None)
+
+    @staticmethod
+    def load(path: str | Path) -> Tokenizer:
+        """Reads a `tokenizer.json`, given the file or its folder."""
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            definition = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise MifyError(f"{file} does not exist", "train one: mify tokenizer train --help") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise MifyError(f"{file} is not valid JSON ({error})", "it is damaged: train or copy it again") from None
+        if not isinstance(definition, dict) or not isinstance(definition.get("model"), dict):
+            raise MifyError(f"{file} is no tokenizer.json: it has no `model`", "give a Hugging Face tokenizer.json")
+        return Tokenizer(definition)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `tokenizer.json` and the configuration with which `transformers` loads it (PreTrainedTokenizerFast)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(folder / "tokenizer.json") as temporary:
+            temporary.write_text(json.dumps(self.definition, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": int(1e30),
+        }
+        for key, index in (("eos_token", self.eot_id), ("bos_token", self.eot_id), ("pad_token", self.pad_id)):
+            if index is not None:
+                config[key] = self._special_by_id[index]
+        write_json(folder / "tokenizer_config.json", config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the content, not the file: spacing and key order do not matter."""
+        canonical = json.dumps(self.definition, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """(vocab_size,) the bytes of every token; a special token has its name's bytes, an unused id none."""
+        to_byte = byte_alphabet()
+        table = [b""] * self.vocab_size
+        for token, index in self.definition["model"]["vocab"].items():
+            table[index] = bytes(to_byte[c] for c in token) if all(c in to_byte for c in token) else token.encode()
+        for token, index in self.special.items():
+            table[index] = token.encode()
+        return table
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`; a special token's name in it is text like any other."""
+        try:
+            return list(self._text.encode(text, add_special_tokens=False).ids)
+        except (TypeError, UnicodeEncodeError):
+            raise _not_text(text) from None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            return [encoding.ids for encoding in self._text.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except (TypeError, UnicodeEncodeError):
+            raise next((_not_text(text) for text in texts if not _is_text(text)), _not_text("")) from None
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """The text of `ids`; bytes that are no UTF-8 (a cut inside a character) become U+FFFD."""
+        table = self.token_bytes
+        try:
+            pieces = [table[i] for i in ids if not (skip_special and i in self._special_by_id)]
+        except IndexError:
+            raise MifyError(
+                f"an id is beyond the vocabulary of {self.vocab_size}", "decode with the tokenizer that encoded it"
+            ) from None
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+    def encode_fim(self, prefix: str, suffix: str) -> list[int]:
+        """The PSM prompt `<|fim_prefix|>prefix<|fim_suffix|>suffix<|fim_middle|>`; the model writes the middle."""
+        if self.fim_prefix_id is None or self.fim_middle_id is None or self.fim_suffix_id is None:
+            raise MifyError("this vocabulary has no FIM tokens", "use a tokenizer with <|fim_prefix|> and its siblings")
+        return [
+            self.fim_prefix_id,
+            *self.encode(prefix),
+            self.fim_suffix_id,
+            *self.encode(suffix),
+            self.fim_middle_id,
+        ]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE over `texts` with the design's special tokens at ids 0 to 127 and single digits.
+
+    The result depends on the texts alone (not on threads). A small corpus may have fewer than `vocab_size` pairs to
+    merge; `vocab_size` of the result tells.
+
+    Raises: MifyError: vocab_size below 384 (128 special tokens and 256 bytes), or no text at all.
+    """
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as HfTokenizer
+
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise MifyError(
+            f"a vocabulary of {vocab_size} is too small",
+            f"ask for at least {MIN_VOCAB_SIZE}: {special.NUM_SPECIAL} special tokens and 256 bytes",
+        )
+    seen = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal seen
+        for text in texts:
+            seen += len(text)
+            yield text
+
+    inner = HfTokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()
+    names = special.special_tokens()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=names,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(counted(), trainer)
+    if not seen:
+        raise MifyError("there is no text to train a tokenizer on", "give a corpus with documents in it")
+    tokenizer = Tokenizer(json.loads(inner.to_str()))
+    if [tokenizer.special.get(name) for name in names] != list(range(special.NUM_SPECIAL)):
+        raise MifyError("the trainer moved the special tokens from ids 0 to 127", "use tokenizers>=0.21")
+    return tokenizer
+
+
+def _is_text(text: object) -> bool:
+    return isinstance(text, str) and not any(0xD800 <= ord(c) < 0xE000 for c in text)
+
+
+def _not_text(text: object) -> MifyError:
+    if not isinstance(text, str):
+        return MifyError(f"a text is of type {type(text).__name__}", "give str")
+    return MifyError("a text has a lone surrogate, which is no Unicode text", "decode it as UTF-8 first")
