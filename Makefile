@@ -51,6 +51,7 @@ $(VENV)/.demo: $(VENV)/.torch $(BUILD) requirements/nodeps.txt
 	$(PIP) --no-deps -r requirements/nodeps.txt
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
+$(VENV)/.dev: $(VENV)/.torch $(BUILD) requirements/nodeps.txt
 	$(PIP) -e '.[demo,triton,rivals,dev]'
-	touch $@
+	$(PIP) --no-deps -r requirements/nodeps.txt
+	touch $(VENV)/.demo $@
