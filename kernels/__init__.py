@@ -1,1 +1,38 @@
-"""The kernels: functions and ops; modules live in mify.layers."""
+"""The kernels: functions and ops; modules live in mify.layers.
+
+Importing this package imports nothing; a function is loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mify.kernels.attention.gqa import gqa_attention
+    from mify.kernels.dispatch import last_impl
+    from mify.kernels.loss.ce import cross_entropy
+    from mify.kernels.loss.linear_ce import linear_cross_entropy
+    from mify.kernels.mlp.glu import swiglu
+    from mify.kernels.norm.norm import rms_norm
+    from mify.kernels.rope.rotary import apply_rope
+
+__all__ = ["apply_rope", "cross_entropy", "gqa_attention", "last_impl", "linear_cross_entropy", "rms_norm", "swiglu"]
+
+_LAZY = {
+    "apply_rope": "mify.kernels.rope.rotary",
+    "cross_entropy": "mify.kernels.loss.ce",
+    "gqa_attention": "mify.kernels.attention.gqa",
+    "last_impl": "mify.kernels.dispatch",
+    "linear_cross_entropy": "mify.kernels.loss.linear_ce",
+    "rms_norm": "mify.kernels.norm.norm",
+    "swiglu": "mify.kernels.mlp.glu",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'mify.kernels' has no attribute {name!r}")

@@ -1,0 +1,174 @@
+"""Grouped-query attention over packed documents.
+
+For query i and key j of one document, out_i = Σ_j softmax_j(scale · q_i·k_j) v_j over the keys that i may see: those
+with j ≤ i when causal, and with |i − j| < window when a window is set. Query head h reads key/value head
+h // (Hq / Hkv) (Ainslie et al. 2023, arXiv 2305.13245). Documents never see each other: `cu_seqlens` bounds them.
+
+Statistics and sums are fp32 (fp64 for fp64 inputs). The saved normalizers are lse_i = log Σ_j exp(scale · q_i·k_j).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mify.kernels import checks, dispatch
+
+from . import gqa_ref, gqa_sdpa
+
+
+def _sdpa_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> str:
+    if device.kind != "cpu":
+        return "it is torch's flash attention for CPUs"
+    if shape["window"]:
+        return "it has no sliding window"
+    if shape["tokens"] == 0:
+        return "there are no tokens"
+    return ""
+
+
+dispatch.register("gqa", dispatch.Backend("sdpa", _sdpa_refuses), dispatch.Backend("ref", lambda *_: ""))
+
+
+@torch.library.custom_op("mify::gqa_attention", mutates_args=())
+def _op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    causal: bool,
+    window: int,
+    scale: float,
+    deterministic: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    bounds = checks.segment_bounds(cu_seqlens, q.shape[0], max_seqlen)
+    backend = dispatch.resolve("gqa", impl, q, _shape(q, k, max_seqlen, window))
+    if backend == "sdpa":
+        return gqa_sdpa.forward(q, k, v, bounds, causal, scale)
+    out, lse = gqa_ref.forward(q, k, v, bounds, causal, window, scale)
+    return out, lse.t().contiguous()
+
+
+@_op.register_fake
+def _(q, k, v, cu_seqlens, max_seqlen, causal, window, scale, deterministic, impl):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@torch.library.custom_op("mify::gqa_attention_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    causal: bool,
+    window: int,
+    scale: float,
+    deterministic: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    bounds = checks.segment_bounds(cu_seqlens, q.shape[0], max_seqlen)
+    backend = dispatch.resolve("gqa", impl, q, _shape(q, k, max_seqlen, window))
+    if backend == "sdpa":
+        return gqa_sdpa.backward(grad, q, k, v, out, lse, bounds, causal, scale)
+    return gqa_ref.backward(grad, q, k, v, bounds, causal, window, scale)
+
+
+@_backward_op.register_fake
+def _(grad, q, k, v, out, lse, cu_seqlens, max_seqlen, causal, window, scale, deterministic, impl):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    q, k, v, cu_seqlens, *ctx.rest = inputs
+    ctx.save_for_backward(q, k, v, cu_seqlens, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, grad, _grad_lse):  # type: ignore[no-untyped-def]
+    q, k, v, cu_seqlens, out, lse = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 10
+    grads = _backward_op(grad.contiguous(), q, k, v, out, lse, cu_seqlens, *ctx.rest)
+    return (*grads, *(None,) * 7)
+
+
+_op.register_autograd(_autograd, setup_context=_setup)
+
+
+def _shape(q: Tensor, k: Tensor, max_seqlen: int, window: int) -> dict[str, int]:
+    return {
+        "tokens": q.shape[0],
+        "query_heads": q.shape[1],
+        "kv_heads": k.shape[1],
+        "head_dim": q.shape[2],
+        "max_seqlen": max_seqlen,
+        "window": window,
+    }
+
+
+def gqa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    causal: bool = True,
+    window: int = 0,
+    scale: float | None = None,
+    deterministic: bool = False,
+    impl: str = "auto",
+) -> Tensor:
+    """Attention of packed documents; differentiable in q, k and v.
+
+    Args:
+        q: (T, Hq, D) float16, bfloat16, float32 or float64, any strides.
+        k, v: (T, Hkv, D), Hq a multiple of Hkv; dtype and device of q.
+        cu_seqlens: (M,) int32 on the device of q: 0 = cu[0] ≤ cu[1] ≤ … ≤ cu[M-1] = T. Its length may be padded with
+            repeats of T, so that it does not change from batch to batch.
+        max_seqlen: no document is longer; keep it constant (the context).
+        causal: see only keys at or before the query.
+        window: how far a query sees, itself included; 0 is unlimited.
+        scale: of the scores; None is 1/√D.
+        deterministic: the backward pass gives the same bits every time.
+        impl: see `mify.kernels.dispatch`.
+
+    Returns:
+        (T, Hq, D), contiguous, dtype of q.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be meant, named; raised before anything is launched.
+    """
+    checks.tensor("q", q, dims=3)
+    checks.tensor("k", k, dims=3)
+    checks.tensor("v", v, dims=3)
+    checks.tensor("cu_seqlens", cu_seqlens, dims=1)
+    checks.floating("q", q)
+    for name, x in (("k", k), ("v", v)):
+        checks.same(name, x, "q", q)
+        if x.shape[0] != q.shape[0] or x.shape[2] != q.shape[2]:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; q {tuple(q.shape)} asks for ({q.shape[0]}, Hkv, {q.shape[2]})"
+            )
+    if k.shape != v.shape:
+        raise ValueError(f"k has shape {tuple(k.shape)} but v has {tuple(v.shape)}; they must be equal")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(f"q has {q.shape[1]} heads and k {k.shape[1]}; the first must be a multiple of the second")
+    checks.integer("cu_seqlens", cu_seqlens, torch.int32)
+    checks.same("cu_seqlens", cu_seqlens, "q", q, dtype=False)
+    if window < 0:
+        raise ValueError(f"window is {window}; it must be 0 (unlimited) or positive")
+    if max_seqlen < 1:
+        raise ValueError(f"max_seqlen is {max_seqlen}; it must be positive")
+    scale = 1 / math.sqrt(q.shape[2]) if scale is None else float(scale)
+    q, k, v = checks.no_overlap("q", q), checks.no_overlap("k", k), checks.no_overlap("v", v)
+    out: Tensor = _op(q, k, v, cu_seqlens, max_seqlen, causal, window, scale, deterministic, impl)[0]
+    return out

@@ -1,0 +1,75 @@
+"""Checks at the door of the public functions: an error names the argument, what it is and what would be right."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def tensor(name: str, x: object, *, dims: int | None = None) -> Tensor:
+    """`x` as a tensor of `dims` dimensions; otherwise TypeError or ValueError."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; it must be a torch.Tensor")
+    if dims is not None and x.dim() != dims:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must have {dims} dimensions")
+    return x
+
+
+def floating(name: str, x: Tensor) -> None:
+    """Raises TypeError unless `x` is float16, bfloat16, float32 or float64."""
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name} has dtype {x.dtype}; it must be one of {', '.join(str(d) for d in FLOATS)}")
+
+
+def integer(name: str, x: Tensor, *dtypes: torch.dtype) -> None:
+    """Raises TypeError unless the dtype of `x` is one of `dtypes`."""
+    if x.dtype not in dtypes:
+        raise TypeError(f"{name} has dtype {x.dtype}; it must be {' or '.join(str(d) for d in dtypes)}")
+
+
+def same(name: str, x: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
+    """Raises ValueError unless `x` and `other` lie on one device and, if `dtype`, share the dtype."""
+    if x.device != other.device:
+        raise ValueError(f"{name} is on {x.device} but {other_name} is on {other.device}; put both on one device")
+    if dtype and x.dtype != other.dtype:
+        raise ValueError(f"{name} has dtype {x.dtype} but {other_name} has {other.dtype}; give both the same dtype")
+
+
+def no_overlap(name: str, x: Tensor) -> Tensor:
+    """`x`, copied when its elements overlap in memory (an expanded tensor), so that a kernel may index it freely."""
+    if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
+        return x.contiguous()
+    return x
+
+
+_bounds: dict[int, tuple[weakref.ref[Tensor], int, list[int]]] = {}
+
+
+def segment_bounds(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> list[int]:
+    """The values of `cu_seqlens` on the host, checked: 0 first, never falling, `tokens` last, no segment too long.
+
+    They are remembered with the tensor, so only its first use reads a device. Raises ValueError.
+    """
+    known = _bounds.get(id(cu_seqlens))
+    if known is not None and known[0]() is cu_seqlens and known[1] == cu_seqlens._version:
+        bounds = known[2]
+    else:
+        bounds = cu_seqlens.tolist()
+        if not bounds or bounds[0] != 0:
+            raise ValueError(f"cu_seqlens begins with {bounds[:1]}; it must begin with 0")
+        for index, (start, end) in enumerate(itertools.pairwise(bounds)):
+            if end < start:
+                raise ValueError(f"cu_seqlens falls from {start} to {end} at index {index + 1}; it must never fall")
+        key = id(cu_seqlens)
+        _bounds[key] = (weakref.ref(cu_seqlens, lambda _: _bounds.pop(key, None)), cu_seqlens._version, bounds)
+    if bounds[-1] != tokens:
+        raise ValueError(f"cu_seqlens ends with {bounds[-1]}; it must end with the number of tokens, {tokens}")
+    longest = max((end - start for start, end in itertools.pairwise(bounds)), default=0)
+    if longest > max_seqlen:
+        raise ValueError(f"cu_seqlens has a segment of {longest} tokens; max_seqlen is {max_seqlen}")
+    return bounds

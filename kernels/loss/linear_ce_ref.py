@@ -1,0 +1,60 @@
+"""Linear layer and cross-entropy in plain torch, in chunks of rows: the logits never exist whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def forward(
+    hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float, smoothing: float, chunk: int, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the row losses, and with `gradients` its derivatives, all rows labelled.
+
+    One buffer of (chunk, V) holds logits, then log-probabilities, then the gradient. The two matrix products of the
+    backward pass run here, while the chunk is in the cache, so nothing of size N·V is kept or computed twice.
+
+    Args:
+        hidden: (N, d). weight: (V, d). labels: (N,) int64.
+
+    Returns:
+        loss () fp32 (fp64 for fp64), dhidden (N, d) in the dtype of hidden, dweight (V, d) summed in that of loss;
+        without `gradients` the last two are empty.
+    """
+    rows, classes = hidden.shape[0], weight.shape[0]
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    loss = torch.zeros((), dtype=wide, device=hidden.device)
+    dhidden = torch.empty_like(hidden) if gradients else hidden.new_empty(0)
+    dweight = (
+        torch.zeros(weight.shape, dtype=wide, device=weight.device) if gradients else hidden.new_empty(0, dtype=wide)
+    )
+    for start in range(0, rows, chunk):
+        h, y = hidden[start : start + chunk], labels[start : start + chunk, None]
+        logits = (h @ weight.t()).to(wide)
+        at_label = logits.gather(1, y)
+        mean = logits.mean(-1, keepdim=True) if smoothing else None
+        d = torch.log_softmax(logits, dim=-1)
+        nll = d.gather(1, y)
+        lse = at_label - nll
+        if mean is not None:
+            loss += ((1 - smoothing) * -nll + smoothing * (lse - mean)).sum()
+        else:
+            loss -= nll.sum()
+        if z_loss:
+            loss += z_loss * lse.square().sum()
+        if not gradients:
+            continue
+        d.exp_()
+        if z_loss:
+            d *= 1 + 2 * z_loss * lse
+        if smoothing:
+            d -= smoothing / classes
+        d.scatter_add_(1, y, torch.full_like(lse, smoothing - 1))
+        narrow = d.to(hidden.dtype)
+        torch.mm(narrow, weight, out=dhidden[start : start + chunk])
+        if narrow.dtype == wide:
+            dweight.addmm_(narrow.t(), h)
+        else:
+            # The partial product is rounded once; the sum over chunks stays wide, or long batches would stall in bf16.
+            dweight += (narrow.t() @ h).to(wide)
+    return loss, dhidden, dweight

@@ -1,0 +1,69 @@
+"""SwiGLU, silu(gate) · up with silu(g) = g·sigmoid(g) (Shazeer 2020, arXiv 2002.05202), computed in fp32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mify.kernels import checks, dispatch
+
+from . import glu_ref
+
+dispatch.register("glu", dispatch.Backend("ref", lambda *_: ""))
+
+
+@torch.library.custom_op("mify::swiglu", mutates_args=())
+def _op(gate: Tensor, up: Tensor, impl: str) -> Tensor:
+    dispatch.resolve("glu", impl, gate, {"size": gate.shape[-1]})
+    return glu_ref.forward(gate, up)
+
+
+@_op.register_fake
+def _(gate, up, impl):  # type: ignore[no-untyped-def]
+    return gate.new_empty(gate.shape)
+
+
+@torch.library.custom_op("mify::swiglu_backward", mutates_args=())
+def _backward_op(grad: Tensor, gate: Tensor, up: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+    dispatch.resolve("glu", impl, gate, {"size": gate.shape[-1]})
+    return glu_ref.backward(grad, gate, up)
+
+
+@_backward_op.register_fake
+def _(grad, gate, up, impl):  # type: ignore[no-untyped-def]
+    return gate.new_empty(gate.shape), up.new_empty(up.shape)
+
+
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    gate, up, ctx.impl = inputs
+    ctx.save_for_backward(gate, up)
+
+
+def _autograd(ctx, grad):  # type: ignore[no-untyped-def]
+    return (*_backward_op(grad, *ctx.saved_tensors, ctx.impl), None)
+
+
+_op.register_autograd(_autograd, setup_context=_setup)
+
+
+def swiglu(gate: Tensor, up: Tensor, *, impl: str = "auto") -> Tensor:
+    """silu(gate) · up; differentiable in both.
+
+    Args:
+        gate, up: (T, F) floating, one dtype and device, any strides (two halves of one matrix will do).
+        impl: see `mify.kernels.dispatch`.
+
+    Returns:
+        (T, F), contiguous, dtype of gate.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    checks.tensor("gate", gate, dims=2)
+    checks.tensor("up", up, dims=2)
+    checks.floating("gate", gate)
+    checks.same("up", up, "gate", gate)
+    if gate.shape != up.shape:
+        raise ValueError(f"up has shape {tuple(up.shape)}; gate has {tuple(gate.shape)}: they must be equal")
+    y: Tensor = _op(gate, up, impl)
+    return y

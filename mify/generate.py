@@ -1,0 +1,230 @@
+"""Generation: batched decoding over a static key/value cache, greedy or sampled with a seed of its own per sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mify.errors import MifyError
+from mify.kernels import gqa_attention
+from mify.kernels.attention import gqa_ref
+
+if TYPE_CHECKING:
+    from mify.model import Model
+
+
+class KVCache:
+    """Keys and values of every layer in tensors of fixed size, so that a decode step can be captured in a CUDA graph.
+
+    Args:
+        model: whose cache it is. batch: sequences. capacity: tokens per sequence, prompt and continuation.
+    """
+
+    def __init__(self, model: Model, batch: int, capacity: int) -> None:
+        config, weight = model.config, model.head_weight
+        shape = (config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.values = torch.zeros_like(self.keys)
+        self.capacity = capacity
+        self.rows = torch.zeros(0, dtype=torch.int64, device=weight.device)
+        self.columns = self.rows
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=weight.device)
+        self.longest = 0
+        self.prefill = True
+
+    def write_prompts(self, lengths: list[int]) -> None:
+        """Says that the next forward pass carries whole prompts of these lengths, packed."""
+        device = self.lengths.device
+        self.rows = torch.cat([torch.full((n,), row, device=device) for row, n in enumerate(lengths)])
+        self.columns = torch.cat([torch.arange(n, device=device) for n in lengths])
+        self.lengths = torch.tensor(lengths, device=device)
+        self.longest = max(lengths)
+        self.prefill = True
+
+    def write_next(self) -> None:
+        """Says that the next forward pass carries one more token of each sequence."""
+        self.rows = torch.arange(self.lengths.shape[0], device=self.lengths.device)
+        self.columns = self.lengths
+        self.lengths = self.lengths + 1
+        self.longest += 1
+        self.prefill = False
+
+    def keep(self, rows: Tensor) -> None:
+        """Keeps only these sequences, in this order."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.lengths = self.lengths[rows]
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, impl: str
+    ) -> Tensor:
+        """Stores k and v (T, Hkv, D) of one layer and returns the attention of q (T, Hq, D) over all that is stored."""
+        self.keys[layer, self.rows, self.columns] = k
+        self.values[layer, self.rows, self.columns] = v
+        if self.prefill:
+            return gqa_attention(q, k, v, cu_seqlens, max_seqlen, impl=impl)
+        keys, values = self.keys[layer, :, : self.longest], self.values[layer, :, : self.longest]
+        return gqa_ref.decode(q, keys, values, self.lengths, q.shape[-1] ** -0.5)
+
+
+@torch.inference_mode()
+def generate(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    stop_ids: Sequence[int] | None = None,
+    stop: Sequence[str] = (),
+) -> list[list[int]]:
+    """Continues a batch of prompts of any lengths.
+
+    A sequence's randomness depends on the seed, its index and its position alone, not on its neighbours.
+
+    Args:
+        model: with its weights on the device to run on; its tokenizer is needed only for `stop`.
+        prompts: token ids, none empty.
+        max_new_tokens: at most so many tokens per prompt; fewer where the context ends.
+        temperature: 0 takes the likeliest token; otherwise logits are divided by it before sampling.
+        top_k: sample among the k likeliest tokens; 0 is all.
+        top_p: sample among the fewest tokens whose probabilities reach it; 1 is all.
+        seed: of the sampling.
+        stop_ids: tokens that end a sequence and are not returned; None is the tokenizer's end-of-text.
+        stop: strings that end a sequence; the token that completes one is still returned.
+
+    Returns:
+        The new tokens of each prompt.
+
+    Raises:
+        MifyError: a prompt that is empty, too long or names unknown tokens, or an option out of range.
+    """
+    config = model.config
+    _check(model, prompts, max_new_tokens, temperature, top_p, top_k)
+    if stop_ids is None:
+        end = None if model.tokenizer is None else model.tokenizer.eot_id
+        stop_ids = () if end is None else (end,)
+    if not prompts or max_new_tokens == 0:
+        return [[] for _ in prompts]
+    device = model.head_weight.device
+    lengths = [len(prompt) for prompt in prompts]
+    limits = [min(max_new_tokens, config.context - length) for length in lengths]
+    cache = KVCache(model, len(prompts), max(a + b for a, b in zip(lengths, limits, strict=True)))
+    generators = [torch.Generator().manual_seed(_seed_of(seed, index)) for index in range(len(prompts))]
+
+    cache.write_prompts(lengths)
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    tokens = torch.tensor([token for prompt in prompts for token in prompt], device=device)
+    hidden = model(tokens, cache.columns, bounds.to(device, torch.int32), max(lengths), cache)
+    hidden = hidden[(bounds[1:] - 1).to(device)]
+
+    done: list[list[int]] = [[] for _ in prompts]
+    alive = list(range(len(prompts)))
+    each = torch.arange(len(prompts) + 1, dtype=torch.int32, device=device)
+    while True:
+        chosen = _sample(model.logits(hidden), [generators[i] for i in alive], temperature, top_p, top_k)
+        going = []
+        for row, index in enumerate(alive):
+            token = int(chosen[row])
+            if token in stop_ids:
+                continue
+            done[index].append(token)
+            if len(done[index]) < limits[index] and not (stop and _stopped(model, done[index], stop)):
+                going.append(row)
+        if not going:
+            return done
+        if len(going) < len(alive):
+            rows = torch.tensor(going, device=device)
+            cache.keep(rows)
+            chosen = chosen[rows.to(chosen.device)]
+            alive = [alive[row] for row in going]
+        cache.write_next()
+        hidden = model(chosen.to(device), cache.columns, each[: len(alive) + 1], 1, cache)
+
+
+def generate_text(
+    model: Model,
+    prompt: str | Sequence[int],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> str:
+    """The continuation of one prompt as text, cut before the first stop string."""
+    tokenizer = model.require_tokenizer()
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    if not ids and tokenizer.eot_id is not None:
+        ids = [tokenizer.eot_id]  # a text begins where another has ended
+    new = generate(
+        model, [ids], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+        seed=seed, stop=stop,
+    )[0]  # fmt: skip
+    text = tokenizer.decode(new)
+    cuts = [text.find(s) for s in stop if s in text]
+    return text[: min(cuts)] if cuts else text
+
+
+def _check(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+) -> None:
+    config = model.config
+    if max_new_tokens < 0:
+        raise MifyError(f"max_new_tokens is {max_new_tokens}", "give 0 or more")
+    if not temperature >= 0:
+        raise MifyError(f"temperature is {temperature}", "give 0 (greedy) or a positive number")
+    if not 0 < top_p <= 1:
+        raise MifyError(f"top_p is {top_p}", "give a number above 0 and at most 1")
+    if top_k < 0:
+        raise MifyError(f"top_k is {top_k}", "give 0 (all tokens) or a positive number")
+    for index, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise MifyError(f"prompt {index} is empty", "give at least one token, such as end-of-text")
+        if len(prompt) >= config.context:
+            raise MifyError(
+                f"prompt {index} has {len(prompt)} tokens; the context of {config.name} is {config.context}",
+                "shorten the prompt so that room is left for an answer",
+            )
+        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+            raise MifyError(
+                f"prompt {index} contains a token outside 0 to {config.vocab_size - 1}",
+                "encode it with the tokenizer of this model",
+            )
+
+
+def _seed_of(seed: int, index: int) -> int:
+    return (seed * 0x9E3779B97F4A7C15 + index * 0xD1B54A32D192ED03 + 1) % 2**63
+
+
+def _sample(logits: Tensor, generators: list[torch.Generator], temperature: float, top_p: float, top_k: int) -> Tensor:
+    """One token for each row of logits (B, V); on the CPU when sampling, so that every device draws alike."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float().cpu() / temperature
+    if 0 < top_k < logits.shape[1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    probabilities = torch.softmax(logits, -1)
+    if top_p < 1:
+        ordered, index = probabilities.sort(-1, descending=True, stable=True)
+        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
+        probabilities = torch.zeros_like(ordered).scatter_(-1, index, ordered)
+    rows = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
+    return torch.cat(rows)
+
+
+def _stopped(model: Model, tokens: list[int], stop: Sequence[str]) -> bool:
+    # A stop string ends in the newest token, so only the tail that can hold it is decoded: a token is at least a byte.
+    longest = max(len(s.encode()) for s in stop)
+    tail = model.require_tokenizer().decode(tokens[-(longest + 4) :])
+    return any(s in tail for s in stop)

@@ -1,0 +1,139 @@
+"""The model: a Llama-shaped decoder over packed documents. Its parameters carry Hugging Face Llama's names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mify.config import ModelConfig
+from mify.errors import MifyError
+from mify.kernels import linear_cross_entropy
+from mify.kernels.rope.rotary import rope_angles
+from mify.layers import Decoder
+
+if TYPE_CHECKING:
+    from mify.data.batch import PackedBatch
+    from mify.generate import KVCache
+    from mify.tokenizer import Tokenizer
+
+
+class Model(nn.Module):
+    """A decoder-only language model.
+
+    Args:
+        config: its shape.
+        seed: of the initial weights, which depend on nothing else.
+        impl: the backends of its kernels, see `mify.kernels.dispatch`.
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int = 0, impl: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.impl = impl
+        self.tokenizer: Tokenizer | None = None
+        self.model = Decoder(config, impl)
+        self.lm_head: nn.Linear | None = None
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if not self.head_weight.is_meta:
+            self.init_weights(seed)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The (V, d) matrix of the output layer: the embedding when they are tied."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 0) -> None:
+        """Normal(0, 0.02), and 0.02/√(2·layers) for the matrices that write to the residual stream (GPT-2's rule)."""
+        generator = torch.Generator(device=self.head_weight.device).manual_seed(seed)
+        residual_std = 0.02 / math.sqrt(2 * self.config.num_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+                continue
+            writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+            parameter.normal_(0.0, residual_std if writes else 0.02, generator=generator)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """The final hidden states (T, d) of packed documents.
+
+        Args:
+            tokens: (T,) int64 ids. positions: (T,) int64, from 0 in each document.
+            cu_seqlens: (M,) int32 bounds of the documents, padded by repeats of T. max_seqlen: the longest allowed.
+            cache: keys and values of earlier tokens, see `mify.generate`; None in training.
+        """
+        cos, sin = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        hidden: Tensor = self.model(tokens, cos, sin, cu_seqlens, max_seqlen, cache)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(T, V) of hidden states (T, d)."""
+        return hidden @ self.head_weight.t()
+
+    def loss(self, batch: PackedBatch, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The sum of the token losses (scalar, fp32) and the number of labelled tokens (scalar, int64)."""
+        hidden = self(batch.tokens, batch.positions, batch.cu_seqlens, batch.max_seqlen)
+        return linear_cross_entropy(hidden, self.head_weight, batch.labels, z_loss=z_loss, impl=self.impl)
+
+    def num_parameters(self) -> int:
+        """Counted from the tensors; a tied embedding counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def generate(
+        self,
+        prompt: str | list[int],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The continuation of `prompt` as text, without the prompt; ends at end-of-text or before a stop string."""
+        from mify.generate import generate_text
+
+        return generate_text(
+            self, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+            seed=seed, stop=stop,
+        )  # fmt: skip
+
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The text between `prefix` and `suffix`."""
+        prompt = self.require_tokenizer().encode_fim(prefix, suffix)
+        return self.generate(
+            prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+            seed=seed, stop=stop,
+        )  # fmt: skip
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer, or `MifyError` when the model has none."""
+        if self.tokenizer is None:
+            raise MifyError(
+                f"the model {self.config.name!r} has no tokenizer",
+                "set model.tokenizer = Tokenizer.load(folder), or load a folder that contains tokenizer.json",
+            )
+        return self.tokenizer
