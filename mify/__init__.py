@@ -12,19 +12,17 @@ from mify.errors import MifyError
 
 if TYPE_CHECKING:
     from mify.config import ModelConfig
-    from mify.generate import generate
     from mify.loading import load
     from mify.model import Model
     from mify.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
-__all__ = ["MifyError", "Model", "ModelConfig", "Tokenizer", "__version__", "generate", "load"]
+__all__ = ["MifyError", "Model", "ModelConfig", "Tokenizer", "__version__", "load"]
 
 _LAZY = {
     "Model": "mify.model",
     "ModelConfig": "mify.config",
     "Tokenizer": "mify.tokenizer",
-    "generate": "mify.generate",
     "load": "mify.loading",
 }
 

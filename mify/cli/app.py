@@ -9,6 +9,7 @@ import typer.core
 
 import mify
 from mify.cli.bench import bench
+from mify.cli.generate import generate
 from mify.errors import MifyError
 
 
@@ -54,3 +55,4 @@ def _root(
 
 # One module a command. They import nothing heavy at the top, so that `mify --help` answers at once.
 app.command()(bench)
+app.command()(generate)
