@@ -1,0 +1,68 @@
+"""Files are whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from mify import MifyError
+from mify.files import atomic_file, atomic_folder, read_json, remove_leftovers, sha256_file, write_json
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.txt"
+    with atomic_file(target) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), atomic_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert os.listdir(target.parent) == ["file.txt"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    for number in (1, 2):
+        with atomic_folder(target) as temporary:
+            (temporary / f"{number}.txt").write_text(str(number))
+    assert [item.name for item in target.iterdir()] == ["2.txt"]
+    with pytest.raises(RuntimeError), atomic_folder(target) as temporary:
+        raise RuntimeError
+    assert [item.name for item in target.iterdir()] == ["2.txt"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MifyError, match="disk is full.*file.txt"), atomic_file(tmp_path / "file.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(PermissionError), atomic_file(tmp_path / "file.txt"):
+        raise PermissionError(errno.EACCES, "denied")
+
+
+def test_json_round_trip_and_damage(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"b": 1, "a": "é"})
+    assert read_json(path) == {"a": "é", "b": 1}
+    assert path.read_text().startswith('{\n  "a": "é"')
+    path.write_text('{"a": ')
+    with pytest.raises(MifyError, match=r"x\.json is not valid JSON"):
+        read_json(path)
+    with pytest.raises(MifyError, match="does not exist"):
+        read_json(tmp_path / "absent.json")
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".x.123.tmp").write_text("")
+    (tmp_path / ".y.123.old").mkdir()
+    (tmp_path / "keep.tmp").write_text("")
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["keep.tmp"]
+
+
+def test_sha256_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
