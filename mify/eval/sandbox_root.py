@@ -1,0 +1,86 @@
+"""Builds the private root of the `unshare` form, then becomes the worker. Runs as root of new namespaces, never imported.
+
+Like `sandbox_worker`, its text is passed to `python -c`. argv[1] is JSON: {"root": an empty folder of the host, "scratch_bytes",
+"keep": numbers of the capabilities the worker keeps, "bind": [[host folder, place], …], "seal_user_namespaces": bool}; argv[2:] is
+the worker's command. Every mount is private to this mount namespace and goes with it.
+"""
+
+import ctypes
+import json
+import os
+import sys
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+LOCKED = {"noexec": 8, "nodev": MS_NODEV, "nosuid": MS_NOSUID, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
+MNT_DETACH, PR_CAPBSET_DROP = 2, 24
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check(result, what):
+    if result != 0:
+        number = ctypes.get_errno()
+        sys.exit(f"{what}: {os.strerror(number)}")
+
+
+def mount(source, target, kind, flags, options=""):
+    encoded = [None if value is None else os.fsencode(value) for value in (source, target, kind)]
+    check(libc.mount(*encoded, ctypes.c_ulong(flags), options.encode()), f"mount {target}")
+
+
+def locked_flags(path):
+    """The flags of the mount a path lies on: a read-only remount inside a user namespace must repeat them."""
+    flags, longest = 0, -1
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            place, options = line.split()[4:6]
+            if (path == place or path.startswith(place.rstrip("/") + "/")) and len(place) > longest:
+                longest = len(place)
+                flags = sum(LOCKED.get(option, 0) for option in options.split(","))
+    return flags
+
+
+def build(plan):
+    root = plan["root"]
+    flags = {host: locked_flags(os.path.realpath(host)) for host, _ in plan["bind"]}
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m")
+    for host, place in plan["bind"]:
+        os.makedirs(root + place, exist_ok=True)
+        mount(host, root + place, None, MS_BIND | MS_REC)
+        mount(None, root + place, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | flags[host])
+    for name in ("lib", "lib64", "bin"):
+        if os.path.islink(f"/{name}"):
+            os.symlink(f"usr/{name}", f"{root}/{name}")
+    for name in ("dev", "tmp", "old"):
+        os.mkdir(f"{root}/{name}")
+    for name in ("null", "zero", "full", "random", "urandom"):
+        open(f"{root}/dev/{name}", "w").close()
+        mount(f"/dev/{name}", f"{root}/dev/{name}", None, MS_BIND)
+    os.mkdir(f"{root}/dev/shm")
+    size = plan["scratch_bytes"]
+    mount("tmpfs", f"{root}/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={max(size // 4, 4096)}")
+    mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={size}")
+    if plan["seal_user_namespaces"]:
+        with open("/proc/sys/user/max_user_namespaces", "w") as file:
+            file.write("0")
+    os.chdir(root)
+    check(libc.pivot_root(b".", b"old"), "pivot_root")
+    os.chdir("/")
+    check(libc.umount2(b"/old", MNT_DETACH), "umount of the old root")
+    os.rmdir("/old")
+    mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+    os.chdir("/tmp")
+
+
+def main():
+    plan = json.loads(sys.argv[1])
+    build(plan)
+    for number in range(64):
+        if number not in plan["keep"]:
+            libc.prctl(
+                PR_CAPBSET_DROP, number, 0, 0, 0
+            )  # fails beyond the kernel's last capability: nothing to drop there
+    os.execve(sys.argv[2], sys.argv[2:], {"PYTHONHASHSEED": "0"})
+
+
+main()
