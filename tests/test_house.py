@@ -79,7 +79,9 @@ def test_the_command_line_imports_lazily(checkout: Path) -> None:
             continue  # the packages below cli are imported by a command when it runs
         for module, top in imported_modules(path):
             known = module.split(".")[0] in sys.stdlib_module_names or any(within(module, name) for name in light)
-            if top and (not known or (within(module, "mify") and not within(module, "mify.cli") and module not in light)):
+            if top and (
+                not known or (within(module, "mify") and not within(module, "mify.cli") and module not in light)
+            ):
                 wrong.append(f"{path.relative_to(checkout)}: {module}")
     assert not wrong, "imported at the top of a command's module:\n" + "\n".join(wrong)
 

@@ -40,7 +40,12 @@ def wheel_names(folder: Path) -> set[str]:
 def check_contents(names: set[str], checkout: Path) -> None:
     top = {name.split("/")[0] for name in names}
     assert {part for part in top if not part.endswith((".dist-info", ".data"))} == {"mify"}, top
-    for root, inside in {"mify": "mify", "kernels": "mify/kernels", "training": "mify/training", "bench": "mify/bench"}.items():
+    for root, inside in {
+        "mify": "mify",
+        "kernels": "mify/kernels",
+        "training": "mify/training",
+        "bench": "mify/bench",
+    }.items():
         tracked = subprocess.run(
             ["git", "ls-files", root], cwd=checkout, capture_output=True, text=True, check=True
         ).stdout.splitlines()
@@ -79,9 +84,7 @@ def test_wheel_from_the_sdist_installs_and_imports(checkout: Path, tmp_path: Pat
         f"sys.path.insert(0, {str(site)!r}); import mify, mify.kernels, mify.training, mify.bench, mify._core; "
         f"print(mify.__file__, mify._core.__file__)"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout
+    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert out.count(str(site)) == 2, out
 
 
@@ -101,5 +104,7 @@ def test_scalar_build_without_x86_files(checkout: Path, tmp_path: Path) -> None:
         "import importlib.util, sys; spec = importlib.util.spec_from_file_location('mify._core', sys.argv[1]);"
         "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module); print(module.cpu_features())"
     )
-    out = subprocess.run([sys.executable, "-c", code, str(extension)], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(extension)], capture_output=True, text=True, check=True
+    ).stdout
     assert "True" not in out, out
