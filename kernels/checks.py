@@ -55,21 +55,27 @@ def segment_bounds(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> list[int
 
     They are remembered with the tensor, so only its first use reads a device. Raises ValueError.
     """
-    known = _bounds.get(id(cu_seqlens))
+    # Inference tensors carry no version, so whether one has changed cannot be known: they are read every time.
+    known = None if cu_seqlens.is_inference() else _bounds.get(id(cu_seqlens))
     if known is not None and known[0]() is cu_seqlens and known[1] == cu_seqlens._version:
         bounds = known[2]
     else:
         bounds = cu_seqlens.tolist()
-        if not bounds or bounds[0] != 0:
-            raise ValueError(f"cu_seqlens begins with {bounds[:1]}; it must begin with 0")
-        for index, (start, end) in enumerate(itertools.pairwise(bounds)):
-            if end < start:
-                raise ValueError(f"cu_seqlens falls from {start} to {end} at index {index + 1}; it must never fall")
-        key = id(cu_seqlens)
-        _bounds[key] = (weakref.ref(cu_seqlens, lambda _: _bounds.pop(key, None)), cu_seqlens._version, bounds)
+        _check_bounds(bounds)
+        if not cu_seqlens.is_inference():
+            key = id(cu_seqlens)
+            _bounds[key] = (weakref.ref(cu_seqlens, lambda _: _bounds.pop(key, None)), cu_seqlens._version, bounds)
     if bounds[-1] != tokens:
         raise ValueError(f"cu_seqlens ends with {bounds[-1]}; it must end with the number of tokens, {tokens}")
     longest = max((end - start for start, end in itertools.pairwise(bounds)), default=0)
     if longest > max_seqlen:
         raise ValueError(f"cu_seqlens has a segment of {longest} tokens; max_seqlen is {max_seqlen}")
     return bounds
+
+
+def _check_bounds(bounds: list[int]) -> None:
+    if not bounds or bounds[0] != 0:
+        raise ValueError(f"cu_seqlens begins with {bounds[:1]}; it must begin with 0")
+    for index, (start, end) in enumerate(itertools.pairwise(bounds)):
+        if end < start:
+            raise ValueError(f"cu_seqlens falls from {start} to {end} at index {index + 1}; it must never fall")

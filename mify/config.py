@@ -97,7 +97,7 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
-def model_config(name: str, **overrides: Any) -> ModelConfig:
+def model_config(name: str, /, **overrides: Any) -> ModelConfig:
     """A preset by name, with fields replaced by `overrides`. An unknown name or field raises `MifyError`."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)

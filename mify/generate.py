@@ -171,6 +171,27 @@ def generate_text(
     return text[: min(cuts)] if cuts else text
 
 
+def crop_infill(prompt: list[int], suffix_id: int | None, room: int) -> list[int]:
+    """A PSM prompt `<prefix> P <suffix> S <middle>` of at most `room` tokens: the end of P and the beginning of S.
+
+    The prefix keeps at least half of the room, since it says more about what follows. Raises MifyError when not even
+    two tokens of text fit.
+    """
+    if len(prompt) <= room:
+        return prompt
+    split = prompt.index(suffix_id)  # type: ignore[arg-type]
+    before, after = prompt[1:split], prompt[split + 1 : -1]
+    text = room - 3
+    if text < 2:
+        raise MifyError(
+            f"an infilling prompt of {len(prompt)} tokens has to fit into {room}",
+            "lower max_new_tokens: prompt and answer share the context",
+        )
+    keep_after = min(len(after), max(text // 2, text - len(before)))
+    before = before[len(before) - min(len(before), text - keep_after) :]
+    return [prompt[0], *before, prompt[split], *after[:keep_after], prompt[-1]]
+
+
 def _check(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -216,7 +237,7 @@ def _sample(logits: Tensor, generators: list[torch.Generator], temperature: floa
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
     probabilities = torch.softmax(logits, -1)
     if top_p < 1:
-        ordered, index = probabilities.sort(-1, descending=True, stable=True)
+        ordered, index = torch.sort(probabilities, stable=True, dim=-1, descending=True)
         ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
         probabilities = torch.zeros_like(ordered).scatter_(-1, index, ordered)
     rows = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]

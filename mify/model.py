@@ -122,8 +122,15 @@ class Model(nn.Module):
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> str:
-        """The text between `prefix` and `suffix`."""
-        prompt = self.require_tokenizer().encode_fim(prefix, suffix)
+        """The text between `prefix` and `suffix`, in prefix-suffix-middle order; ends at end-of-text.
+
+        Where the context is too short for both, what is farthest from the gap is left out.
+        """
+        from mify.generate import crop_infill
+
+        tokenizer = self.require_tokenizer()
+        room = self.config.context - max_new_tokens
+        prompt = crop_infill(tokenizer.encode_fim(prefix, suffix), tokenizer.fim_suffix_id, room)
         return self.generate(
             prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
             seed=seed, stop=stop,
