@@ -1,0 +1,117 @@
+"""Gradients of a global batch: over micro-batches and ranks, normalised by the labelled tokens of all of them.
+
+The mean is taken over tokens, never over micro-batches of unequal length (torchtune #1875), so accumulation over 1, 2
+or 4 micro-batches and any number of ranks gives one gradient up to rounding.
+
+With `parallel.fixed_order` not even rounding differs. The batch is cut into `virtual_shards` parts whatever the world
+size; each part's gradient is computed by itself; the parts are added pairwise in a tree, ((g0 + g1) + (g2 + g3)), whose
+lower levels lie within ranks and whose upper levels across them. One addition is commutative, so 1, 2 and 4 ranks do
+the same arithmetic. It costs an all-gather of the gradients and forgoes sharding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mify.data.batch import PackedBatch
+from mify.errors import MifyError
+
+from .parallel import autocast, gradient_sync, is_sharded
+
+if TYPE_CHECKING:
+    from .run_state import Run
+
+T = TypeVar("T")
+
+
+def accumulate(run: Run, batch: PackedBatch) -> tuple[float, int, bool]:
+    """Leaves the global batch's mean gradient in `.grad`.
+
+    Returns:
+        The mean loss over the global batch's labelled tokens (nats), their number, and whether any rank was asked to
+        stop. All three are equal on all ranks.
+    """
+    counts = run.world.sum(torch.tensor([batch.num_labels, run.stop_asked], dtype=torch.int64))
+    tokens, stop = max(1, int(counts[0])), bool(counts[1])
+    if run.config.parallel.fixed_order:
+        loss = _in_fixed_order(run, batch, tokens)
+    else:
+        loss = _in_any_order(run, batch, tokens)
+    return loss / tokens, tokens, stop
+
+
+def _in_any_order(run: Run, batch: PackedBatch, tokens: int) -> float:
+    world, model = run.world, run.model
+    sharded = is_sharded(model)
+    # FSDP averages over ranks what must be a sum.
+    total = _backward(run, batch, (world.size if sharded else 1) / tokens)
+    if world.size > 1 and not sharded:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = world.sum(_flatten(gradients))
+        _unflatten(flat, gradients)
+    return float(world.sum(total))
+
+
+def _in_fixed_order(run: Run, batch: PackedBatch, tokens: int) -> float:
+    world, shards = run.world, run.config.parallel.virtual_shards
+    if shards & (shards - 1) or shards % world.size:
+        raise MifyError(
+            f"parallel.virtual_shards = {shards} is no power of two that {world.size} ranks divide",
+            "choose such a number, or set --parallel.fixed_order=false",
+        )
+    gradients: list[Tensor] = []
+    losses: list[Tensor] = []
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
+    for part in batch.split(shards // world.size):
+        losses.append(_backward(run, part, 1 / tokens))
+        gradients.append(_flatten([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]))
+        run.optimizer.zero_grad()
+    flat = _over_ranks(run, tree_sum(gradients, torch.add))
+    for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = piece.view_as(parameter)
+    return float(_over_ranks(run, tree_sum(losses, torch.add)))
+
+
+def _over_ranks(run: Run, value: Tensor) -> Tensor:
+    if run.world.size == 1:
+        return value
+    pieces = [torch.empty_like(value) for _ in range(run.world.size)]
+    dist.all_gather(pieces, value)
+    return tree_sum(pieces, torch.add)
+
+
+def _backward(run: Run, batch: PackedBatch, scale: float) -> Tensor:
+    """Adds the gradients of `scale` times the summed loss to `.grad`; returns the summed loss (scalar, fp64)."""
+    config, model, device = run.config, run.model, run.world.device
+    rows = config.data.micro_rows or batch.num_rows
+    parts = batch.split(max(1, batch.num_rows // rows)) if batch.num_rows > rows else [batch]
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for index, part in enumerate(parts):
+        gradient_sync(model, last=index == len(parts) - 1)
+        with autocast(config.parallel, run.world, is_sharded(model)):
+            loss, _ = model.loss(part.to(device, non_blocking=True), z_loss=config.optimizer.z_loss)
+        (loss * scale).backward()
+        total += loss.detach()
+    return total
+
+
+def tree_sum(values: Sequence[T], add: Callable[[T, T], T]) -> T:
+    """Adds pairwise: neighbours first, then neighbours of sums. The length must be a power of two."""
+    level = list(values)
+    while len(level) > 1:
+        level = [add(level[i], level[i + 1]) for i in range(0, len(level), 2)]
+    return level[0]
+
+
+def _flatten(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    for tensor, piece in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(piece.view_as(tensor))

@@ -1,0 +1,188 @@
+"""Where the work lies: process groups, devices, FSDP2 and HSDP, activation checkpointing, compilation.
+
+One code for a CPU process, gloo on CPUs and nccl on GPUs: torch's own engine does the work.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from mify.errors import MifyError
+
+from .config import ParallelSection
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The element-wise sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's object on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def open_world(config: ParallelSection) -> Iterator[World]:
+    """Joins the process group that torchrun announces (or stands alone) and applies the process-wide settings.
+
+    Settings that outlive the run (thread count, deterministic algorithms) are put back at the end.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+    kind = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise MifyError(
+            "parallel.device = cuda, but torch finds no CUDA device", "run `mify doctor`, or use --parallel.device=cpu"
+        )
+    device = torch.device("cuda", local_rank) if kind == "cuda" else torch.device("cpu")
+    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    joined = size > 1 and not dist.is_initialized()
+    if joined:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    try:
+        yield World(rank, size, local_size, device)
+    finally:
+        if joined:
+            dist.destroy_process_group()
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers of `mify.model.Model`: the unit of sharding, checkpointing and compilation."""
+    layers = model.get_submodule("model.layers")
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def distribute(model: nn.Module, config: ParallelSection, world: World) -> nn.Module:
+    """Applies activation checkpointing, per-layer compilation and sharding to `model`, in place, and moves it."""
+    layers = layers_of(model)
+    if config.activation_checkpointing != "none":
+        for layer in layers:
+            _checkpoint_activations(layer, selective=config.activation_checkpointing == "selective")
+    if config.compile:
+        for layer in layers:
+            layer.compile(fullgraph=True)
+    model.to(world.device)
+    if world.size == 1 or config.shard == "none" or config.fixed_order:
+        return model
+    mesh = _mesh(config, world)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    options: dict[str, Any] = {"mesh": mesh} | ({"mp_policy": policy} if config.precision != "fp32" else {})
+    for layer in layers:
+        fully_shard(layer, **options)
+    fully_shard(model, **options)
+    register_fsdp_forward_method(model, "loss")
+    return model
+
+
+def _mesh(config: ParallelSection, world: World) -> DeviceMesh:
+    if config.shard == "fsdp":
+        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+    shards = config.hsdp_shards or world.local_size
+    if world.size % shards:
+        raise MifyError(
+            f"{world.size} ranks do not divide into sharding groups of {shards}",
+            "set --parallel.hsdp_shards to a divisor of the number of ranks",
+        )
+    return init_device_mesh(world.device.type, (world.size // shards, shards), mesh_dim_names=("replicate", "shard"))
+
+
+# What selective checkpointing keeps: the outputs that cost the most to compute again per byte. All else is recomputed.
+_KEPT = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+)
+
+
+def _checkpoint_activations(layer: nn.Module, *, selective: bool) -> None:
+    """Recomputes `layer` in the backward pass. The forward is replaced on the instance, so parameter names stay."""
+    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+    def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if op in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+    extra = {"context_fn": functools.partial(create_selective_checkpoint_contexts, policy)} if selective else {}
+    forward = layer.forward
+
+    @functools.wraps(forward)
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **extra, **kwargs)
+
+    layer.forward = recomputed  # type: ignore[method-assign]
+
+
+def autocast(config: ParallelSection, world: World, sharded: bool) -> AbstractContextManager[None]:
+    """Mixed precision of a model that FSDP does not cast itself: bf16 products, fp32 weights."""
+    if config.precision == "fp32" or sharded:
+        return nullcontext()
+    return torch.autocast(world.device.type, dtype=torch.bfloat16)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+def gradient_sync(model: nn.Module, last: bool) -> None:
+    """Under FSDP: reduce gradients only with the last micro-batch."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        model.set_is_last_backward(last)
+
+
+def global_norm(model: nn.Module, clip: float | None) -> float:
+    """The gradient's L2 norm over all parameters and ranks, after which gradients are scaled down to `clip`."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf"), error_if_nonfinite=False)
+    full = getattr(norm, "full_tensor", None)
+    return float(full() if full else norm)
