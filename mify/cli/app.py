@@ -9,7 +9,11 @@ import typer.core
 
 import mify
 from mify.cli.bench import bench
+from mify.cli.export import export
 from mify.cli.generate import generate
+from mify.cli.import_ import import_
+from mify.cli.plan import plan
+from mify.cli.train import train
 from mify.errors import MifyError
 
 
@@ -55,4 +59,8 @@ def _root(
 
 # One module a command. They import nothing heavy at the top, so that `mify --help` answers at once.
 app.command()(bench)
+app.command()(export)
 app.command()(generate)
+app.command("import")(import_)
+app.command()(plan)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
