@@ -1,0 +1,161 @@
+"""Rows from a plan: a gather of the shards' tokens with a few patches between them, and nothing else.
+
+`PackedRows` is what travels to a device (2 bytes a token, a loss bit, the segments' starts); `PackedBatch` is what it
+becomes there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mify.data.plan import WindowPlan
+from mify.data.shards import TokenShards
+
+if TYPE_CHECKING:
+    from mify.data.batch import PackedBatch
+
+Loss = Literal["all", "middle"]
+"""Which tokens carry loss as targets. `all`: every token but a segment's first (nothing predicts it), the FIM
+sentinels (where a random cut lies cannot be predicted) and padding. `middle`: of permuted pieces only the middle and
+its end-of-text token; plain pieces as in `all`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """R rows of `context` tokens on the host."""
+
+    tokens: NDArray[Any]
+    """(R, context) uint16, or uint32 where the vocabulary passes 65,536."""
+    loss_bits: NDArray[np.uint8]
+    """(R, ceil(context / 8)) one bit a token, lowest bit first: the token is a target that carries loss."""
+    segment_starts: NDArray[np.int32]
+    """(sum of segments,) first token of each segment in its row; padding at a row's end is a segment of its own."""
+    row_starts: NDArray[np.int64]
+    """(R + 1,) first entry of each row in `segment_starts`."""
+    used: NDArray[np.int32]
+    """(R,) tokens in each row, padding not counted."""
+
+    @property
+    def context(self) -> int:
+        return int(self.tokens.shape[1])
+
+    def to_batch(self, max_segments: int, sources: Sequence[str] = ()) -> PackedBatch:
+        """Widens to what the model eats.
+
+        Args: max_segments: most segments in a row, padding's included; cu_seqlens has R * max_segments + 1 entries.
+        """
+        import torch
+
+        from mify.data.batch import IGNORE_LABEL, PackedBatch
+
+        num_rows, context = self.tokens.shape
+        size = num_rows * context
+        rows = np.repeat(np.arange(num_rows, dtype=np.int64), np.diff(self.row_starts))
+        starts = self.segment_starts.astype(np.int64) + rows * context
+        cu_seqlens = np.full(num_rows * max_segments + 1, size, np.int32)
+        cu_seqlens[: len(starts)] = starts
+        tokens = self.tokens.reshape(-1).astype(np.int64)
+        lengths = np.diff(starts, append=size)
+        positions = np.arange(size, dtype=np.int64) - np.repeat(starts, lengths)
+        loss = np.unpackbits(self.loss_bits, axis=1, count=context, bitorder="little").reshape(-1).astype(bool)
+        labels = np.full(size, IGNORE_LABEL, np.int64)
+        labels[:-1] = np.where(loss[1:] & (positions[1:] > 0), tokens[1:], IGNORE_LABEL)
+        return PackedBatch(
+            torch.from_numpy(tokens),
+            torch.from_numpy(labels),
+            torch.from_numpy(positions),
+            torch.from_numpy(cu_seqlens),
+            context,
+            tuple(sources),
+        )
+
+
+def make_rows(
+    plan: WindowPlan,
+    bins: Sequence[int],
+    shards: TokenShards,
+    *,
+    context: int,
+    pad_id: int,
+    sentinels: Collection[int] = (),
+    loss: Loss = "all",
+    skip: Collection[int] = (),
+) -> PackedRows:
+    """The rows of some of a plan's bins.
+
+    Args:
+        sentinels: ids of the FIM sentinels, which carry no loss.
+        skip: keys (64 bits of the id) of documents that are replaced by padding without loss; the plan, and so
+            everything else, stays as it is.
+    """
+    tokens = np.full((len(bins), context), pad_id, shards.dtype)
+    loss_mask = np.zeros((len(bins), context), bool)
+    starts: list[int] = []
+    row_starts = [0]
+    used = np.zeros(len(bins), np.int32)
+    sentinel_ids = np.array(sorted(sentinels), np.int64)
+    for row, number in enumerate(bins):
+        place = 0
+        for piece in range(int(plan.bin_starts[number]), int(plan.bin_starts[number + 1])):
+            begin = place
+            starts.append(begin)
+            for span in range(int(plan.span_starts[piece]), int(plan.span_starts[piece + 1])):
+                source, length = int(plan.span_source[span]), int(plan.span_length[span])
+                if source < 0:
+                    patch = plan.patches[~source : ~source + length]
+                    tokens[row, place : place + length] = patch
+                    loss_mask[row, place : place + length] = ~np.isin(patch, sentinel_ids)
+                else:
+                    shard = int(np.searchsorted(shards.shard_starts, source, side="right")) - 1
+                    first = source - int(shards.shard_starts[shard])
+                    tokens[row, place : place + length] = shards.tokens[shard][first : first + length]
+                    loss_mask[row, place : place + length] = True
+                place += length
+            if loss == "middle" and plan.piece_mode[piece]:
+                loss_mask[row, begin : begin + int(plan.piece_middle[piece])] = False
+            loss_mask[row, begin] = False
+            if int(shards.document_ids[plan.piece_document[piece]]) in skip:
+                tokens[row, begin:place] = pad_id
+                loss_mask[row, begin:place] = False
+        used[row] = place
+        if place < context:
+            starts.append(place)
+        row_starts.append(len(starts))
+    return PackedRows(
+        tokens,
+        np.packbits(loss_mask, axis=1, bitorder="little"),
+        np.array(starts, np.int32),
+        np.array(row_starts, np.int64),
+        used,
+    )
+
+
+def padding_rows(count: int, context: int, pad_id: int, dtype: np.dtype[Any]) -> PackedRows:
+    """Rows of nothing but padding: they fill the last batch of a stream that ends."""
+    return PackedRows(
+        np.full((count, context), pad_id, dtype),
+        np.zeros((count, -(-context // 8)), np.uint8),
+        np.zeros(count, np.int32),
+        np.arange(count + 1, dtype=np.int64),
+        np.zeros(count, np.int32),
+    )
+
+
+def concatenate(parts: Sequence[PackedRows]) -> PackedRows:
+    """The rows of all parts, in order."""
+    row_starts, base = [np.zeros(1, np.int64)], 0
+    for part in parts:
+        row_starts.append(part.row_starts[1:] + base)
+        base += int(part.row_starts[-1])
+    return PackedRows(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.loss_bits for part in parts]),
+        np.concatenate([part.segment_starts for part in parts]),
+        np.concatenate(row_starts),
+        np.concatenate([part.used for part in parts]),
+    )

@@ -1,0 +1,334 @@
+"""The deterministic stream of batches: sources mixed by trained tokens, resumable at any step, the same on any ranks.
+
+A batch is a pure function of (sources, seed, step). Documents are shuffled per epoch by a keyed permutation and taken
+window by window; a window is planned (cuts, lengths, bins), its bins are shuffled, and each bin becomes a row. Rows are
+dealt out to sources by largest deficit of tokens, in integers. Every rank plans everything and makes only its own rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from mify.data.batch import PackedBatch
+from mify.data.fim import FimConfig
+from mify.data.philox import Permutation, Purpose
+from mify.data.plan import PlanConfig, PlanCounts, WindowPlan, plan_window
+from mify.data.rows import Loss, PackedRows, concatenate, make_rows, padding_rows
+from mify.data.shards import TokenShards
+from mify.errors import MifyError
+from mify.tokenizer import Tokenizer
+
+__all__ = ["FimConfig", "Source", "TokenStream"]
+
+STATE_FORMAT = "token-stream"
+STATE_VERSION = 1
+Exhausted = Literal["repeat", "stop", "reweight"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Shards to draw from, and their share of the trained tokens relative to the other sources' weights."""
+
+    name: str
+    path: str | Path
+    weight: float
+
+
+@dataclass(slots=True)
+class _Cursor:
+    """Where a source stands, and what was taken from it: all that a checkpoint needs of it."""
+
+    epoch: int = 0
+    window: int = 0
+    bin: int = 0
+    tokens: int = 0
+    rows: int = 0
+    padding: int = 0
+    done: bool = False
+
+
+@dataclass(slots=True)
+class _Feed:
+    """A source at run time: its shards, its cursor, the plan of the window it stands in."""
+
+    source: Source
+    shards: TokenShards
+    cursor: _Cursor = field(default_factory=_Cursor)
+    plan: WindowPlan | None = None
+    bin_tokens: list[int] = field(default_factory=list)
+    planned: tuple[int, int] = (-1, -1)
+
+
+class TokenStream(IterableDataset[PackedBatch]):
+    """Batches for a trainer of one's own: iterate it, or give it to a `DataLoader(stream, batch_size=None)`.
+
+    Args:
+        sources: shards folders with weights; the weights need not sum to one.
+        context: tokens per row.
+        rows_per_step: rows of the *global* batch.
+        seed: 64 bits; keys every order and every FIM decision.
+        fim: None or rate 0.0 for plain order.
+        loss: `all` or `middle`, see `mify.data.rows`.
+        rank, world_size: this process takes rows [rank, rank + 1) * rows_per_step / world_size of each global batch.
+        exhausted: what happens when a source has been seen once: `repeat` it with new cuts in a new order, `stop` the
+            stream, or `reweight` (go on with the others until all are used up).
+        skip: ids (hexadecimal, or their first 64 bits as int) of documents to blank.
+        window_documents: documents planned and shuffled into bins together.
+        tokenizer: default: the one that lies with the first source.
+
+    Raises: MifyError: before the first batch, for whatever is wrong with the sources or the sizes.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        context: int,
+        rows_per_step: int,
+        seed: int,
+        fim: FimConfig | None = None,
+        loss: Loss = "all",
+        rank: int = 0,
+        world_size: int = 1,
+        exhausted: Exhausted = "repeat",
+        skip: Collection[str | int] = (),
+        window_documents: int = 65_536,
+        max_segments: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        verify: bool | None = None,
+    ) -> None:
+        super().__init__()
+        _check(sources, rows_per_step, rank, world_size, exhausted, loss)
+        if tokenizer is None:
+            tokenizer = Tokenizer.load(sources[0].path)
+        self.tokenizer = tokenizer
+        self.config = PlanConfig(context, seed, fim, max_segments)
+        self.rows_per_step, self.rank, self.world_size = rows_per_step, rank, world_size
+        self.loss: Loss = loss
+        self.exhausted: Exhausted = exhausted
+        self.skip = frozenset(int(i[:16], 16) if isinstance(i, str) else i for i in skip)
+        self.window_documents = window_documents
+        self.step = 0
+        self.counts = PlanCounts()
+        self._feeds = [_Feed(source, TokenShards(source.path, tokenizer, verify)) for source in sources]
+        for feed in self._feeds:
+            if not feed.shards.num_documents:
+                raise MifyError(f"source {feed.source.name!r} has no documents", "leave it out, or tokenize some")
+        shares = [Fraction(source.weight) for source in sources]
+        scale = max(share.denominator for share in shares)
+        self._weights = [int(share * scale) for share in shares]
+        eot, pad = tokenizer.eot_id, tokenizer.pad_id
+        if eot is None:
+            raise MifyError("the tokenizer has no end-of-text token", "use one that has <|endoftext|>")
+        self._pad_id = eot if pad is None else pad
+        sentinels = (tokenizer.fim_prefix_id, tokenizer.fim_middle_id, tokenizer.fim_suffix_id)
+        if fim is not None and fim.rate > 0 and None in sentinels:
+            raise MifyError(
+                "this vocabulary has no FIM tokens", "set the FIM rate to 0, or use a tokenizer that has them"
+            )
+        self._sentinels = [i for i in sentinels if i is not None]
+
+    @property
+    def context(self) -> int:
+        return self.config.context
+
+    @property
+    def cu_seqlens_length(self) -> int:
+        """M: the constant length of a batch's `cu_seqlens`."""
+        return self.rows_per_step // self.world_size * (self.config.segments + 1) + 1
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        worker = get_worker_info()
+        stride, offset = (worker.num_workers, worker.id) if worker is not None else (1, 0)
+        turn = 0
+        while True:
+            rows = self._schedule()
+            if not rows:
+                return
+            mine = turn % stride == offset
+            turn += 1
+            self.step += 1
+            if mine:
+                yield self._batch(rows)
+
+    def seek(self, step: int) -> None:
+        """Goes to a step from the beginning or from where the stream stands, by planning without making rows."""
+        if step < self.step:
+            for feed in self._feeds:
+                feed.cursor = _Cursor()
+            self.step = 0
+        while self.step < step and self._schedule():
+            self.step += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state after the last batch given out: a few integers per source, whatever the corpus' size."""
+        return {
+            "format": STATE_FORMAT,
+            "version": STATE_VERSION,
+            "identity": self._identity(),
+            "step": self.step,
+            "skip": sorted(self.skip),
+            "sources": {feed.source.name: asdict(feed.cursor) for feed in self._feeds},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues exactly after the batch at which the state was taken; rank and world size may differ.
+
+        Raises: MifyError: the state is of other sources, another seed, context, FIM choice or batch size.
+        """
+        if state.get("format") != STATE_FORMAT or state.get("version") != STATE_VERSION:
+            raise MifyError(
+                f"the stream's state is {state.get('format')!r} version {state.get('version')!r}; "
+                f"this mify reads {STATE_FORMAT!r} version {STATE_VERSION}",
+                "resume with the mify that wrote the checkpoint",
+            )
+        here = self._identity()
+        for key, value in state["identity"].items():
+            if here.get(key) != value:
+                raise MifyError(
+                    f"the checkpoint's stream had {key} = {value}, this one has {here.get(key)}",
+                    "give the same data configuration, or start a new run",
+                )
+        self.step = state["step"]
+        self.skip = self.skip | frozenset(state["skip"])
+        for feed in self._feeds:
+            feed.cursor = _Cursor(**state["sources"][feed.source.name])
+
+    def ledger(self) -> dict[str, dict[str, float]]:
+        """What was taken from each source so far, by all ranks together: tokens (padding not counted), epochs, rows,
+        padding."""
+        out: dict[str, dict[str, float]] = {}
+        for feed in self._feeds:
+            cursor = feed.cursor
+            windows = self._num_windows(feed)
+            part = cursor.bin / len(feed.bin_tokens) if feed.planned == (cursor.epoch, cursor.window) else 0.0
+            epochs = 1.0 if cursor.done else cursor.epoch + (cursor.window + part) / windows
+            out[feed.source.name] = {
+                "tokens": cursor.tokens,
+                "epochs": epochs,
+                "rows": cursor.rows,
+                "padding": cursor.padding,
+            }
+        return out
+
+    def _identity(self) -> dict[str, Any]:
+        fim = self.config.fim
+        return {
+            "sources": {feed.source.name: feed.shards.content for feed in self._feeds},
+            "weights": {feed.source.name: feed.source.weight for feed in self._feeds},
+            "tokenizer": self.tokenizer.fingerprint,
+            "seed": self.config.seed,
+            "context": self.config.context,
+            "rows_per_step": self.rows_per_step,
+            "fim": None
+            if self.config.fim is None
+            else {**asdict(self.config.fim), "domains": list(self.config.fim.domains)},
+            "max_segments": self.config.segments,
+            "window_documents": self.window_documents,
+            "exhausted": self.exhausted,
+        }
+
+    def _num_windows(self, feed: _Feed) -> int:
+        return -(-feed.shards.num_documents // self.window_documents)
+
+    def _plan(self, feed: _Feed) -> WindowPlan:
+        """The plan of the window in which a source's cursor stands."""
+        cursor = feed.cursor
+        if feed.plan is None or feed.planned != (cursor.epoch, cursor.window):
+            documents, windows = feed.shards.num_documents, self._num_windows(feed)
+            low, high = (documents * (cursor.window + i) // windows for i in (0, 1))
+            order = Permutation(documents, self.config.seed, cursor.epoch, feed.shards.key, 0, Purpose.DOCUMENT_ORDER)
+            chosen = [order(place) for place in range(low, high)]
+            feed.plan = plan_window(feed.shards, self.tokenizer, chosen, self.config, cursor.epoch, cursor.window)
+            feed.bin_tokens = feed.plan.bin_tokens().tolist()
+            feed.planned = (cursor.epoch, cursor.window)
+            self.counts = self.counts + feed.plan.counts
+        return feed.plan
+
+    def _take(self, feed: _Feed) -> tuple[_Feed, WindowPlan, int]:
+        """The source's next bin; moves its cursor."""
+        plan, cursor = self._plan(feed), feed.cursor
+        number = cursor.bin
+        tokens = feed.bin_tokens[number]
+        cursor.tokens += tokens
+        cursor.rows += 1
+        cursor.padding += self.context - tokens
+        cursor.bin += 1
+        if cursor.bin == plan.num_bins:
+            cursor.bin, cursor.window = 0, cursor.window + 1
+            if cursor.window == self._num_windows(feed):
+                cursor.window, cursor.epoch = 0, cursor.epoch + 1
+                cursor.done = self.exhausted != "repeat"
+        return feed, plan, number
+
+    def _schedule(self) -> list[tuple[_Feed, WindowPlan, int]]:
+        """The rows of the next global batch; fewer than `rows_per_step` in the last one, none after it."""
+        rows: list[tuple[_Feed, WindowPlan, int]] = []
+        while len(rows) < self.rows_per_step:
+            if self.exhausted == "stop" and any(feed.cursor.done for feed in self._feeds):
+                break
+            active = [i for i, feed in enumerate(self._feeds) if not feed.cursor.done]
+            if not active:
+                break
+            weight = sum(self._weights[i] for i in active)
+            total = sum(self._feeds[i].cursor.tokens for i in active) + self.context
+            chosen = max(active, key=lambda i: (self._weights[i] * total - weight * self._feeds[i].cursor.tokens, -i))
+            rows.append(self._take(self._feeds[chosen]))
+        return rows
+
+    def _batch(self, rows: list[tuple[_Feed, WindowPlan, int]]) -> PackedBatch:
+        share = self.rows_per_step // self.world_size
+        mine = rows[self.rank * share : (self.rank + 1) * share]
+        parts: list[PackedRows] = []
+        for feed, plan, number in mine:
+            parts.append(
+                make_rows(
+                    plan,
+                    [number],
+                    feed.shards,
+                    context=self.context,
+                    pad_id=self._pad_id,
+                    sentinels=self._sentinels,
+                    loss=self.loss,
+                    skip=self.skip,
+                )
+            )
+        if len(mine) < share:
+            dtype = self._feeds[0].shards.dtype
+            parts.append(padding_rows(share - len(mine), self.context, self._pad_id, dtype))
+        names = [feed.source.name for feed, _, _ in mine] + [""] * (share - len(mine))
+        return concatenate(parts).to_batch(self.config.segments + 1, names)
+
+
+def _check(
+    sources: Sequence[Source], rows_per_step: int, rank: int, world_size: int, exhausted: str, loss: str
+) -> None:
+    if not sources:
+        raise MifyError("the stream has no sources", "give at least one Source(name, path, weight)")
+    names = [source.name for source in sources]
+    if len(set(names)) != len(names):
+        raise MifyError(f"two sources have the same name: {sorted(names)}", "give each a name of its own")
+    for source in sources:
+        if not 0 < source.weight < float("inf"):
+            raise MifyError(
+                f"source {source.name!r} has the weight {source.weight}", "give a positive number, or leave it out"
+            )
+        if not Path(source.path).is_dir():
+            raise MifyError(f"source {source.name!r}: {source.path} does not exist", "check it, or run `mify tokenize`")
+    if rows_per_step < 1 or world_size < 1 or rows_per_step % world_size:
+        raise MifyError(
+            f"rows_per_step = {rows_per_step} does not divide over {world_size} ranks",
+            "choose a positive multiple of the number of ranks",
+        )
+    if not 0 <= rank < world_size:
+        raise MifyError(f"rank {rank} is not below world_size {world_size}", "give a rank from 0 on")
+    if exhausted not in ("repeat", "stop", "reweight"):
+        raise MifyError(f"exhausted is {exhausted!r}", "give 'repeat', 'stop' or 'reweight'")
+    if loss not in ("all", "middle"):
+        raise MifyError(f"loss is {loss!r}", "give 'all' or 'middle'")
