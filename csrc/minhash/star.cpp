@@ -1,0 +1,258 @@
+#include "minhash/star.hpp"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "minhash/shingle_set.hpp"
+#include "text/mix.hpp"
+
+namespace mify {
+namespace {
+
+// Documents decided together: their comparisons with documents kept before the block run in parallel.
+constexpr size_t kBlockDocuments = 1024;
+constexpr uint64_t kSampledPairs = 1000;
+
+template <class Value>
+size_t equal_values(const uint8_t* x, const uint8_t* y, size_t count) {
+  const Value* const a = reinterpret_cast<const Value*>(x);
+  const Value* const b = reinterpret_cast<const Value*>(y);
+  Value equal = 0;
+  for (size_t i = 0; i < count; ++i) equal += a[i] == b[i];
+  return static_cast<size_t>(equal);
+}
+
+struct Match {
+  uint32_t kept;
+  double jaccard;
+};
+
+// The shingle sets of documents, each computed when it is first asked for, by whichever worker asks.
+class LazySets {
+ public:
+  LazySets(std::span<const std::string_view> texts, size_t count) : texts_(texts), sets_(count) {}
+
+  const std::vector<uint64_t>& get(uint32_t document, ShingleSets& builder) {
+    Set& set = sets_[document];
+    if (!set.ready.load(std::memory_order_acquire)) {
+      const std::lock_guard lock(locks_[document % locks_.size()]);
+      if (!set.ready.load(std::memory_order_relaxed)) {
+        set.values = builder.unique(texts_[document]);
+        set.ready.store(true, std::memory_order_release);
+      }
+    }
+    return set.values;
+  }
+  // Frees a set that no later document will be compared with.
+  void drop(uint32_t document) { sets_[document].values = std::vector<uint64_t>(); }
+
+ private:
+  struct Set {
+    std::vector<uint64_t> values;
+    std::atomic<bool> ready{false};
+  };
+  std::span<const std::string_view> texts_;
+  std::vector<Set> sets_;
+  std::array<std::mutex, 64> locks_;
+};
+
+struct Worker {
+  explicit Worker(const ShingleConfig& shingles, size_t documents)
+      : builder(shingles), comparer(shingles), seen(documents, 0) {}
+
+  ShingleSets builder;   // its table is used up in one call
+  ShingleSets comparer;  // holds the document at hand
+  uint32_t loaded = ~uint32_t{0};
+  std::vector<uint32_t> seen;  // seen[k] == d + 1: the pair (d, k) was met
+  uint64_t candidate_pairs = 0;
+  uint64_t verified_pairs = 0;
+};
+
+class Star {
+ public:
+  Star(std::span<const std::string_view> texts, const ShingleConfig& shingles, const SignatureTable& table,
+       Buckets buckets, const StarConfig& config, ThreadTeam& team)
+      : table_(table),
+        buckets_(std::move(buckets)),
+        config_(config),
+        team_(team),
+        sets_(texts, config.verify ? table.num_documents : 0),
+        kept_count_(buckets_.size(), 0) {
+    for (unsigned i = 0; i < team.size(); ++i) {
+      workers_.push_back(std::make_unique<Worker>(shingles, table.num_documents));
+    }
+    invert();
+  }
+
+  StarResult run() {
+    const size_t n = table_.num_documents;
+    UnionFind clusters(n);
+    StarResult result;
+    result.num_buckets = buckets_.size();
+    std::vector<std::vector<Match>> matches(std::min(n, kBlockDocuments));
+    for (size_t begin = 0; begin < n; begin += kBlockDocuments) {
+      const size_t end = std::min(n, begin + kBlockDocuments);
+      team_.for_ranges(end - begin, 16, [&](unsigned worker, size_t from, size_t to) {
+        for (size_t i = from; i < to; ++i) {
+          matches[i].clear();
+          compare_with_earlier(*workers_[worker], static_cast<uint32_t>(begin + i), matches[i]);
+        }
+      });
+      for (size_t d = begin; d < end; ++d) {
+        std::vector<Match>& found = matches[d - begin];
+        compare_within_block(*workers_[0], static_cast<uint32_t>(d), static_cast<uint32_t>(begin), found);
+        decide(static_cast<uint32_t>(d), found, clusters, result);
+      }
+    }
+    for (const auto& worker : workers_) {
+      result.candidate_pairs += worker->candidate_pairs;
+      result.verified_pairs += worker->verified_pairs;
+    }
+    measure_loss(result);
+    result.cluster_ids.resize(n);
+    for (size_t i = 0; i < n; ++i) result.cluster_ids[i] = static_cast<int64_t>(clusters.find(i));
+    return result;
+  }
+
+ private:
+  // The buckets of each document; from then on a bucket's members are the documents kept so far.
+  void invert() {
+    bucket_offsets_.assign(table_.num_documents + 1, 0);
+    for (const uint32_t member : buckets_.members) ++bucket_offsets_[member + 1];
+    for (size_t i = 1; i < bucket_offsets_.size(); ++i) bucket_offsets_[i] += bucket_offsets_[i - 1];
+    bucket_ids_.resize(buckets_.members.size());
+    std::vector<uint64_t> fill(bucket_offsets_.begin(), bucket_offsets_.end() - 1);
+    for (size_t bucket = 0; bucket < buckets_.size(); ++bucket) {
+      for (uint64_t at = buckets_.offsets[bucket]; at < buckets_.offsets[bucket + 1]; ++at) {
+        bucket_ids_[fill[buckets_.members[at]]++] = static_cast<uint32_t>(bucket);
+      }
+    }
+  }
+
+  std::span<const uint32_t> buckets_of(uint32_t document) const {
+    return std::span(bucket_ids_)
+        .subspan(bucket_offsets_[document], bucket_offsets_[document + 1] - bucket_offsets_[document]);
+  }
+
+  double similarity(Worker& worker, uint32_t document, uint32_t other) {
+    const size_t equal = table_.value_bytes == 8
+                             ? equal_values<uint64_t>(table_.row(document), table_.row(other), table_.num_perm)
+                             : equal_values<uint32_t>(table_.row(document), table_.row(other), table_.num_perm);
+    if (!config_.verify) return static_cast<double>(equal) / static_cast<double>(table_.num_perm);
+    if (equal < config_.min_matches) return -1;
+    ++worker.verified_pairs;
+    if (worker.loaded != document) {
+      worker.comparer.load(sets_.get(document, worker.builder));
+      worker.loaded = document;
+    }
+    return worker.comparer.jaccard(sets_.get(other, worker.builder), config_.threshold);
+  }
+
+  void compare(Worker& worker, uint32_t document, uint32_t kept, std::vector<Match>& found) {
+    if (std::exchange(worker.seen[kept], document + 1) == document + 1) return;
+    ++worker.candidate_pairs;
+    const double jaccard = similarity(worker, document, kept);
+    if (jaccard >= config_.threshold) found.push_back({kept, jaccard});
+  }
+
+  void compare_with_earlier(Worker& worker, uint32_t document, std::vector<Match>& found) {
+    for (const uint32_t bucket : buckets_of(document)) {
+      const uint32_t* const kept = buckets_.members.data() + buckets_.offsets[bucket];
+      for (uint32_t i = 0; i < kept_count_[bucket]; ++i) compare(worker, document, kept[i], found);
+    }
+  }
+
+  void compare_within_block(Worker& worker, uint32_t document, uint32_t block_begin, std::vector<Match>& found) {
+    for (const uint32_t bucket : buckets_of(document)) {
+      const uint32_t* const kept = buckets_.members.data() + buckets_.offsets[bucket];
+      for (uint32_t i = kept_count_[bucket]; i > 0 && kept[i - 1] >= block_begin; --i) {
+        compare(worker, document, kept[i - 1], found);
+      }
+    }
+  }
+
+  void decide(uint32_t document, const std::vector<Match>& found, UnionFind& clusters, StarResult& result) {
+    if (!found.empty()) {
+      Match best = found.front();
+      for (const Match& match : found) {
+        clusters.unite(document, match.kept);
+        if (match.jaccard > best.jaccard || (match.jaccard == best.jaccard && match.kept < best.kept)) best = match;
+      }
+      result.removals.push_back({document, best.kept, best.jaccard});
+      if (config_.verify) sets_.drop(document);
+      return;
+    }
+    for (const uint32_t bucket : buckets_of(document)) {
+      if (kept_count_[bucket] < config_.bucket_cap) {
+        buckets_.members[buckets_.offsets[bucket] + kept_count_[bucket]++] = document;
+      } else {
+        unlisted_[bucket].push_back(document);
+      }
+    }
+  }
+
+  // The documents that a capped bucket did not list were all kept, so a pair of them at or above the threshold is a
+  // near-duplicate missed (had another bucket compared it, one of the two would be gone).
+  void measure_loss(StarResult& result) {
+    std::vector<uint64_t> ends;
+    std::vector<const std::vector<uint32_t>*> lists;
+    for (const auto& [bucket, documents] : unlisted_) {
+      const uint64_t m = documents.size();
+      result.skipped_pairs += m * (m - 1) / 2;
+      ends.push_back(result.skipped_pairs);
+      lists.push_back(&documents);
+    }
+    result.capped_buckets = unlisted_.size();
+    if (result.skipped_pairs == 0) return;
+    const uint64_t draws = std::min(kSampledPairs, result.skipped_pairs);
+    Worker& worker = *workers_[0];
+    const uint64_t verified = worker.verified_pairs;
+    for (uint64_t draw = 0; draw < draws; ++draw) {
+      // Every pair where there are few; otherwise drawn by a counter, with repetition.
+      const uint64_t random = fmix64(config_.seed * 0x9E3779B97F4A7C15ull + draw);
+      const uint64_t pair = draws == result.skipped_pairs
+                                ? draw
+                                : static_cast<uint64_t>(static_cast<Wide>(random) * result.skipped_pairs >> 64);
+      const size_t list = static_cast<size_t>(std::upper_bound(ends.begin(), ends.end(), pair) - ends.begin());
+      uint64_t rest = pair - (list == 0 ? 0 : ends[list - 1]);
+      uint32_t later = 1;  // pair (earlier, later) with index later * (later - 1) / 2 + earlier
+      while (rest >= later) rest -= later++;
+      const std::vector<uint32_t>& documents = *lists[list];
+      if (similarity(worker, documents[later], documents[rest]) >= config_.threshold) ++result.sampled_lost;
+    }
+    worker.verified_pairs = verified;
+    result.sampled_pairs = draws;
+  }
+
+  const SignatureTable table_;
+  Buckets buckets_;
+  const StarConfig config_;
+  ThreadTeam& team_;
+  LazySets sets_;
+  std::vector<uint32_t> kept_count_;
+  std::vector<uint64_t> bucket_offsets_;
+  std::vector<uint32_t> bucket_ids_;
+  std::map<uint32_t, std::vector<uint32_t>> unlisted_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+};
+
+}  // namespace
+
+StarResult greedy_star(std::span<const std::string_view> texts, const ShingleConfig& shingles,
+                       const SignatureTable& table, Buckets buckets, const StarConfig& config, ThreadTeam& team) {
+  return Star(texts, shingles, table, std::move(buckets), config, team).run();
+}
+
+double exact_jaccard(std::string_view x, std::string_view y, const ShingleConfig& shingles) {
+  ShingleSets sets(shingles);
+  const std::vector<uint64_t> first = sets.unique(x), second = sets.unique(y);
+  sets.load(first);
+  return sets.jaccard(second, 0);
+}
+
+}  // namespace mify
