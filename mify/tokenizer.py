@@ -86,7 +86,7 @@ class Tokenizer:
         return Tokenizer(definition)
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json` and the configuration with which `transformers` loads it (PreTrainedTokenizerFast)."""
+        """Writes `tokenizer.json` and its configuration; `transformers` loads the folder as PreTrainedTokenizerFast."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / "tokenizer.json") as temporary:

@@ -9,10 +9,14 @@ import typer.core
 
 import mify
 from mify.cli.bench import bench
+from mify.cli.doctor import doctor
+from mify.cli.eval import evaluate
 from mify.cli.export import export
 from mify.cli.generate import generate
 from mify.cli.import_ import import_
 from mify.cli.plan import plan
+from mify.cli.tokenize import tokenize
+from mify.cli.tokenizer import app as tokenizer
 from mify.cli.train import train
 from mify.errors import MifyError
 
@@ -59,8 +63,12 @@ def _root(
 
 # One module a command. They import nothing heavy at the top, so that `mify --help` answers at once.
 app.command()(bench)
+app.command()(doctor)
+app.command("eval")(evaluate)
 app.command()(export)
 app.command()(generate)
 app.command("import")(import_)
 app.command()(plan)
+app.command()(tokenize)
+app.add_typer(tokenizer, name="tokenizer")
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)

@@ -226,9 +226,7 @@ class TokenStream(IterableDataset[PackedBatch]):
             "seed": self.config.seed,
             "context": self.config.context,
             "rows_per_step": self.rows_per_step,
-            "fim": None
-            if self.config.fim is None
-            else {**asdict(self.config.fim), "domains": list(self.config.fim.domains)},
+            "fim": None if fim is None else {**asdict(fim), "domains": list(fim.domains)},
             "max_segments": self.config.segments,
             "window_documents": self.window_documents,
             "exhausted": self.exhausted,

@@ -1,0 +1,94 @@
+"""`mify tokenize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mify.errors import MifyError
+
+
+def tokenize(
+    corpus: Annotated[Path | None, typer.Option(help="Documents (Parquet), as `mify curate` writes them.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, or its folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the shards.")] = None,
+    inspect: Annotated[Path | None, typer.Option(help="Show what shards hold, and a document back.")] = None,
+    document: Annotated[
+        str, typer.Option(help="With --inspect: number of a document, or the beginning of its id (16 digits).")
+    ] = "",
+    verify: Annotated[bool, typer.Option("--verify", help="With --inspect: hash every file.")] = False,
+    language_separators: Annotated[
+        bool, typer.Option("--language-separators", help="Begin each document with its <|lang:NAME|>.")
+    ] = False,
+    shard_bytes: Annotated[int, typer.Option(help="Text per shard, in bytes.")] = 256 << 20,
+) -> None:
+    """Turn documents into memory-mapped token shards; run again, it keeps the shards that are whole."""
+    if inspect is not None:
+        _inspect(inspect, document, verify)
+        return
+    if corpus is None or tokenizer is None or out is None:
+        missing = [n for n, v in (("--corpus", corpus), ("--tokenizer", tokenizer), ("--out", out)) if v is None]
+        raise MifyError(f"{', '.join(missing)} not given", "mify tokenize --corpus X --tokenizer Y --out Z")
+    from rich.console import Console
+
+    from mify.data.shards import write_shards
+    from mify.tokenizer import Tokenizer
+
+    console = Console()
+    with console.status("tokenizing") as status:
+        done = 0
+
+        def show(documents: int) -> None:
+            nonlocal done
+            done += documents
+            status.update(f"tokenizing: {done} documents")
+
+        report = write_shards(
+            corpus,
+            Tokenizer.load(tokenizer),
+            out,
+            shard_bytes=shard_bytes,
+            language_separators=language_separators,
+            progress=show,
+        )
+    kept = f" ({report.shards_kept} shards were there already)" if report.shards_kept else ""
+    console.print(
+        f"{report.documents} documents, {report.tokens} tokens, {report.bytes_per_token:.2f} bytes/token{kept}"
+    )
+    for name, tokens in report.tokens_by_domain.items():
+        if tokens:
+            size = report.bytes_by_domain[name]
+            console.print(f"  {name:5} {tokens:>13} tokens {size:>13} bytes {size / tokens:6.2f} bytes/token")
+    if report.empty:
+        console.print(f"{report.empty} documents had no text and were left out")
+
+
+def _inspect(folder: Path, document: str, verify: bool) -> None:
+    import numpy as np
+
+    from mify.data.shards import TokenShards
+    from mify.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(folder)
+    shards = TokenShards(folder, tokenizer, verify or None)
+    print(
+        f"{shards.num_documents} documents, {shards.num_tokens} tokens ({shards.dtype.name}) in {len(shards.tokens)} "
+        f"shards; vocabulary {shards.vocab_size}; content {shards.content[:12]}{', verified' if verify else ''}"
+    )
+    if not document:
+        return
+    if len(document) == 16:
+        found = np.flatnonzero(shards.document_ids == np.uint64(int(document, 16)))
+        if not len(found):
+            raise MifyError(f"{folder} has no document whose id begins with {document}", "check the id")
+        index = int(found[0])
+    elif document.isdigit():
+        index = int(document)
+    else:
+        raise MifyError(f"--document {document!r} is no number and no 16 digits", "give one of the two")
+    ids = shards.document(index).tolist()
+    domain = shards.domain_names[shards.domains[index]]
+    print(f"document {index}: id {int(shards.document_ids[index]):016x}…, {domain}, {len(ids)} tokens")
+    print(tokenizer.decode(ids))
