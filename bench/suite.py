@@ -125,13 +125,17 @@ class Options:
         return " ".join(parts)
 
 
+def available() -> tuple[str, ...]:
+    """The suites that this version carries, in the order of `SUITES`."""
+    return tuple(suite for suite in SUITES if util.find_spec(f"mify.bench.bench_{suite}") is not None)
+
+
 def load_suite(name: str) -> ModuleType:
     """The module of a suite. An unknown one, or one this installation does not carry, raises `MifyError`."""
     if name not in SUITES:
         raise MifyError(f"there is no suite {name!r}", f"use one of {', '.join(SUITES)}")
-    if util.find_spec(f"mify.bench.bench_{name}") is None:
-        there = [suite for suite in SUITES if util.find_spec(f"mify.bench.bench_{suite}") is not None]
-        raise MifyError(f"the suite {name!r} is not in this version of mify", f"use one of {', '.join(there)}")
+    if name not in available():
+        raise MifyError(f"the suite {name!r} is not in this version of mify", f"use one of {', '.join(available())}")
     return importlib.import_module(f"mify.bench.bench_{name}")
 
 

@@ -60,7 +60,7 @@ def gpu_spec(name: str) -> GpuSpec:
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The processor: its name, the cores this process may use, and the memory of the machine in bytes."""
+    """The processor: its name, the cores and the bytes of memory that this process may use."""
 
     name: str
     cores: int
@@ -83,16 +83,28 @@ def _cpu_name() -> str:
 
 
 def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup("cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit():
+        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+    return cores
 
 
 def _memory_bytes() -> int:
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 0
+    limit = _cgroup("memory.max").strip()
+    return min(memory, int(limit)) if limit.isdigit() else memory
+
+
+def _cgroup(name: str) -> str:
+    """What a container allows: a file of the control group that is mounted here, or nothing."""
+    try:
+        return Path("/sys/fs/cgroup", name).read_text(encoding="ascii")
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

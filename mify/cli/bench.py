@@ -24,7 +24,9 @@ _STYLES = {
 
 
 def bench(
-    suite: Annotated[str | None, typer.Argument(help="curation, data, kernels, fp8, decode, train or eval.")] = None,
+    suite: Annotated[
+        str | None, typer.Argument(help="curation, data, kernels, fp8, decode, train, eval, or all.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows to FILE.")] = None,
     compare_file: Annotated[
         Path | None, typer.Option("--compare", metavar="OLD.json", help="Set this run against an earlier one.")
@@ -46,39 +48,42 @@ def bench(
     from rich.console import Console
 
     from mify.bench import rows as bench_rows
-    from mify.bench.suite import Options, Targets, load_suite, machine, run_suite, target_column
+    from mify.bench.suite import Options, Targets, available, load_suite, machine, run_suite, target_column
 
     console = Console()
     if suite is None:
         _list_suites(console)
         return
-    module = load_suite(suite)
+    suites = available() if suite == "all" else (suite,)
+    modules = {name: load_suite(name) for name in suites}
     if list_cases:
-        _print_cases(console, suite, module.CASES)
+        for name, module in modules.items():
+            _print_cases(console, name, module.CASES)
         return
     old = bench_rows.read_rows(compare_file) if compare_file else None
     if data is not None and not data.is_dir():
         raise MifyError(f"--data {data} is not a folder", "pass a folder of files")
-    column = target_column(suite)
-    with console.status("measuring") as status:
-        options = Options(
-            suite=suite, quick=quick, rounds=rounds, cases=tuple(case or ()), threads=threads, seed=seed, data=data,
-            targets=Targets.load(column), say=status.update,
-        )  # fmt: skip
-        rows = run_suite(suite, options)
-    print_rows(console, rows)
-    console.print(
-        f"targets: column [bold]{column}[/bold] of bench/targets.toml; `repro` of each row is in --json", style="dim"
-    )
+    rows: list[Row] = []
+    for name in suites:
+        column = target_column(name)
+        with console.status(f"measuring {name}") as status:
+            options = Options(
+                suite=name, quick=quick, rounds=rounds, cases=tuple(case or ()), threads=threads, seed=seed, data=data,
+                targets=Targets.load(column), say=status.update,
+            )  # fmt: skip
+            measured = run_suite(name, options)
+        console.print(f"[bold]mify bench {name}[/bold] [dim]targets: column {column} of bench/targets.toml[/dim]")
+        print_rows(console, measured)
+        rows += measured
     if json_file is not None:
         bench_rows.write_results(json_file, rows, machine=machine())
         console.print(f"written: {json_file}")
     if old is not None:
         print_changes(console, bench_rows.compare(old, rows))
     missed = bench_rows.failed(rows)
+    for row in missed:
+        console.print(f"[bold red]missed[/bold red] {row.case}: {row.metric} of {row.impl}; again: {row.repro}")
     if missed:
-        for row in missed:
-            console.print(f"[bold red]missed[/bold red] {row.case}: {row.metric} of {row.impl}; again: {row.repro}")
         raise typer.Exit(1)
 
 
@@ -151,13 +156,10 @@ def figure(value: float | None) -> str:
 
 
 def _list_suites(console: Console) -> None:
-    from mify.bench.suite import SUITES, load_suite
+    from mify.bench.suite import available, load_suite
 
-    for name in SUITES:
-        try:
-            cases = len(load_suite(name).CASES)
-        except MifyError:
-            continue
+    for name in available():
+        cases = len(load_suite(name).CASES)
         console.print(f"[bold]{name}[/bold]  {cases} cases; `mify bench {name} --list` names them")
 
 
