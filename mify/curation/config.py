@@ -1,0 +1,185 @@
+"""The configuration of a curation: one tree of frozen dataclasses, read from TOML with errors that name the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mify.curation.licenses import LicensePolicy
+from mify.curation.personal_data import PersonalDataRules
+from mify.curation.quality import QualityRules
+from mify.errors import MifyError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LanguageRules:
+    """Which languages are taken.
+
+    Args:
+        allow: names as in `mify.curation.languages`; empty: all that are known.
+        unknown: whether a document whose language neither its name nor its first line tells is rejected or accepted.
+    """
+
+    allow: tuple[str, ...] = ()
+    unknown: Literal["reject", "accept"] = "reject"
+
+
+@dataclass(frozen=True)
+class NearDuplicateRules:
+    """Near-duplicates by MinHash LSH with exact verification (`mify.curation.minhash`).
+
+    Args:
+        enabled: whether they are looked for.
+        jaccard_threshold: documents at or above it are near-duplicates.
+        num_perm: permutations of the signature.
+        ngram: words of a shingle.
+        seed: of the permutations.
+        verify: whether candidate pairs are checked exactly; without it, documents below the threshold fall too.
+    """
+
+    enabled: bool = True
+    jaccard_threshold: float = 0.7
+    num_perm: int = 128
+    ngram: int = 5
+    seed: int = 1
+    verify: bool = True
+
+
+@dataclass(frozen=True)
+class DecontaminationRules:
+    """What must not be trained on.
+
+    Args:
+        benchmarks: names ("humaneval") or .jsonl(.gz) files of benchmarks; empty: none.
+        ngram: words of an n-gram that counts as an overlap.
+    """
+
+    benchmarks: tuple[str, ...] = ("humaneval",)
+    ngram: int = 10
+
+
+@dataclass(frozen=True)
+class MixtureRules:
+    """Parts of the domains in what is trained on; only their ratio counts."""
+
+    code: float = 78.0
+    text: float = 12.0
+    math: float = 10.0
+
+
+@dataclass(frozen=True)
+class GuardRules:
+    """When the run stops instead of writing a corpus that lost a source unseen.
+
+    Args:
+        max_source_loss: largest share of a source's documents that may be rejected.
+        min_documents: smaller sources are not guarded: chance alone may take most of them.
+    """
+
+    max_source_loss: float = 0.9
+    min_documents: int = 20
+
+
+@dataclass(frozen=True)
+class CurationConfig:
+    """All rules, in the order of the stages."""
+
+    license: LicensePolicy = field(default_factory=LicensePolicy)
+    language: LanguageRules = field(default_factory=LanguageRules)
+    reject_generated: bool = True
+    quality: QualityRules = field(default_factory=QualityRules)
+    personal_data: PersonalDataRules = field(default_factory=PersonalDataRules)
+    decontamination: DecontaminationRules = field(default_factory=DecontaminationRules)
+    near_duplicates: NearDuplicateRules = field(default_factory=NearDuplicateRules)
+    mixture: MixtureRules = field(default_factory=MixtureRules)
+    guard: GuardRules = field(default_factory=GuardRules)
+
+
+def check_ranges(config: CurationConfig) -> None:
+    """Raises `MifyError` for a value that no run can mean, naming the key."""
+    near, mixture, guard = config.near_duplicates, config.mixture, config.guard
+    for name, value, fits, wanted in (
+        (
+            "near_duplicates.jaccard_threshold",
+            near.jaccard_threshold,
+            0 < near.jaccard_threshold <= 1,
+            "above 0, up to 1",
+        ),
+        ("near_duplicates.num_perm", near.num_perm, 2 <= near.num_perm <= 4096, "from 2 to 4096"),
+        ("near_duplicates.ngram", near.ngram, near.ngram >= 1, "at least 1"),
+        ("decontamination.ngram", config.decontamination.ngram, config.decontamination.ngram >= 1, "at least 1"),
+        ("guard.max_source_loss", guard.max_source_loss, 0 < guard.max_source_loss <= 1, "above 0, up to 1"),
+        ("mixture", mixture, min(mixture.code, mixture.text, mixture.math) >= 0, "parts of 0 or more"),
+        ("mixture", mixture, mixture.code + mixture.text + mixture.math > 0, "at least one part above 0"),
+    ):
+        if not fits:
+            raise MifyError(f"{name} = {value} is out of range", f"give a value {wanted}")
+
+
+def load_config(path: Path) -> CurationConfig:
+    """Reads a TOML file, e.g. `[near_duplicates]` with `jaccard_threshold = 0.8`; absent keys keep their defaults.
+
+    Raises:
+        MifyError: no such file, no TOML, an unknown key (the nearest is named) or a value of another type.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MifyError(f"{path} cannot be read ({error.strerror})", "check the path given with --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MifyError(f"{path} is not valid TOML ({error})", "mend the line it names") from None
+    return config_from_dict(CurationConfig, values, str(path))
+
+
+def config_to_dict(config: Any) -> Any:
+    """The tree as nested dicts and lists of plain values."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {item.name: config_to_dict(getattr(config, item.name)) for item in dataclasses.fields(config)}
+    return list(config) if isinstance(config, tuple) else config
+
+
+def config_from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """A dataclass of the tree from nested values.
+
+    Raises:
+        MifyError: as `load_config`.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+            remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
+            raise MifyError(f"{where}: unknown key {key}", remedy)
+        arguments[key] = _value(hints[key], value, f"{where}: {key}")
+    return cls(**arguments)
+
+
+def _value(annotation: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(annotation):
+        if not isinstance(value, Mapping):
+            raise MifyError(f"{where} = {value!r} is no table", "write it as a [section]")
+        return config_from_dict(typing.cast(type, annotation), value, where)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        if value not in arguments:
+            raise MifyError(f"{where} = {value!r} is not known", f"choose from {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, arguments[0]) for item in value):
+            raise MifyError(f"{where} = {value!r} is no list of {arguments[0].__name__}", 'write it as ["a", "b"]')
+        return tuple(value)
+    if annotation is float and type(value) is int:
+        return float(value)
+    if type(value) is not annotation:
+        raise MifyError(f"{where} = {value!r} is of the wrong type", f"give a value of type {annotation.__name__}")
+    return value

@@ -1,0 +1,230 @@
+"""Documents and their Parquet files: what every step of the curation reads and writes.
+
+`documents`: Parquet (zstd), rows sorted by id, one column per field of `Document`.
+`rejected`: the same columns, then the stage, the reason and the evidence (JSON) for which each was dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mify.errors import MifyError
+from mify.files import atomic_file
+
+FORMAT = "documents"
+REJECTED_FORMAT = "rejected-documents"
+VERSION = "1"
+DOMAINS = ("code", "text", "math")
+UNKNOWN = "unknown"
+FIELDS = ("id", "text_sha256", "text", "domain", "language", "license", "source", "repo", "path")
+REJECTED_FIELDS = (*FIELDS, "stage", "reason", "evidence")
+
+# A row group holds whole documents up to this much text: readers need about one group in memory.
+ROW_GROUP_BYTES = 16 << 20
+ROW_GROUP_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One file, page or record.
+
+    Args:
+        id: SHA-256 over (source, repo, path, original text), 64 hexadecimal digits. It stays when the text is redacted.
+        text_sha256: SHA-256 of `text` in UTF-8.
+        text: the content.
+        domain: "code", "text" or "math".
+        language: lower-case name as in `mify.curation.languages`, e.g. "python", "markdown".
+        license: an SPDX expression, or "unknown".
+        source: where it was read from, e.g. "python-installation".
+        repo: repository or package within the source.
+        path: path within the repository or package, never absolute.
+    """
+
+    id: str
+    text_sha256: str
+    text: str
+    domain: str
+    language: str
+    license: str
+    source: str
+    repo: str
+    path: str
+
+    @classmethod
+    def create(cls, text: str, domain: str, language: str, license: str, source: str, repo: str, path: str) -> Document:
+        """A document with its id and hash.
+
+        Raises:
+            ValueError: `domain` is unknown, or `text` holds lone surrogates (no UTF-8 exists for it).
+        """
+        if domain not in DOMAINS:
+            raise ValueError(f"domain = {domain!r}: one of {', '.join(DOMAINS)} is expected")
+        encoded = text.encode("utf-8")
+        digest = hashlib.sha256()
+        # Lengths stand before the fields, so that ("a", "bc") and ("ab", "c") differ.
+        for field in (source.encode("utf-8"), repo.encode("utf-8"), path.encode("utf-8"), encoded):
+            digest.update(len(field).to_bytes(8, "little"))
+            digest.update(field)
+        return cls(
+            digest.hexdigest(), hashlib.sha256(encoded).hexdigest(), text, domain, language, license, source, repo, path
+        )
+
+    def with_text(self, text: str) -> Document:
+        """The same document (same id) with another text, as after redaction."""
+        return replace(self, text=text, text_sha256=hashlib.sha256(text.encode("utf-8")).hexdigest())
+
+    @property
+    def num_bytes(self) -> int:
+        """The length of the text in UTF-8 bytes."""
+        return len(self.text) if self.text.isascii() else len(self.text.encode("utf-8"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A document that was dropped.
+
+    Args:
+        document: what was dropped; its text is empty where it could not be read as text.
+        stage: the stage of the pipeline, e.g. "quality".
+        reason: the rule, e.g. "starcoder2/max_line_length".
+        evidence: JSON object with what the rule saw.
+    """
+
+    document: Document
+    stage: str
+    reason: str
+    evidence: str
+
+    @classmethod
+    def create(cls, document: Document, stage: str, reason: str, evidence: Mapping[str, Any]) -> Rejected:
+        """With the evidence as JSON in one spelling (sorted keys)."""
+        return cls(document, stage, reason, json.dumps(evidence, sort_keys=True, ensure_ascii=False))
+
+
+def write_documents(path: str | os.PathLike[str], documents: Iterable[Document]) -> None:
+    """Writes a documents file, sorted by id, atomically."""
+    rows = sorted(documents, key=lambda document: document.id)
+    _write(path, FORMAT, FIELDS, rows, [document.num_bytes for document in rows], _document_row)
+
+
+def write_rejected(path: str | os.PathLike[str], rejected: Iterable[Rejected]) -> None:
+    """Writes a file of rejected documents, sorted by (id, stage, reason), atomically."""
+    rows = sorted(rejected, key=lambda item: (item.document.id, item.stage, item.reason, item.evidence))
+    sizes = [item.document.num_bytes for item in rows]
+    _write(path, REJECTED_FORMAT, REJECTED_FIELDS, rows, sizes, _rejected_row)
+
+
+def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
+    """Documents in the order of their ids, a row group at a time.
+
+    Raises:
+        MifyError: the file is missing, not Parquet, of another format or version, lacks a column, or is not sorted.
+    """
+    for values in _read(path, FORMAT, FIELDS):
+        yield Document(*values)
+
+
+def read_rejected(path: str | os.PathLike[str]) -> Iterator[Rejected]:
+    """Rejected documents in the order of their ids. Errors as `read_documents`."""
+    for values in _read(path, REJECTED_FORMAT, REJECTED_FIELDS):
+        yield Rejected(Document(*values[: len(FIELDS)]), *values[len(FIELDS) :])
+
+
+def file_format(path: str | os.PathLike[str]) -> str:
+    """The `mify.format` of a Parquet file, "" where it has none. Raises `MifyError` for what is not Parquet."""
+    with _parquet(path) as file:
+        metadata: Mapping[bytes, bytes] = file.schema_arrow.metadata or {}
+    return metadata.get(b"mify.format", b"").decode("utf-8", "replace")
+
+
+def _document_row(document: Document) -> tuple[str, ...]:
+    return tuple(getattr(document, field) for field in FIELDS)
+
+
+def _rejected_row(item: Rejected) -> tuple[str, ...]:
+    return (*_document_row(item.document), item.stage, item.reason, item.evidence)
+
+
+def _write(
+    path: str | os.PathLike[str], name: str, fields: Sequence[str], rows: Sequence[Any], sizes: Sequence[int], row: Any
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [pa.field(field, pa.string(), nullable=False) for field in fields],
+        metadata={"mify.format": name, "mify.version": VERSION},
+    )
+    with (
+        atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=list(_DICTIONARY)) as writer,
+    ):
+        for start, stop in _row_groups(sizes):
+            columns = zip(*(row(item) for item in rows[start:stop]), strict=True)
+            writer.write_table(pa.table([pa.array(column, pa.string()) for column in columns], schema=schema))
+
+
+# Columns with few distinct values. Ids, hashes, texts and paths are written plain.
+_DICTIONARY = ("domain", "language", "license", "source", "repo")
+
+
+def _row_groups(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    start = total = 0
+    for index, size in enumerate(sizes):
+        if index > start and (total + size > ROW_GROUP_BYTES or index - start >= ROW_GROUP_ROWS):
+            yield start, index
+            start, total = index, 0
+        total += size
+    if start < len(sizes):
+        yield start, len(sizes)
+
+
+def _parquet(path: str | os.PathLike[str]) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not Path(path).is_file():
+        raise MifyError(f"{path} does not exist", "check the path, or run the step that writes it (mify curate)")
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise MifyError(
+            f"{path} is not a whole Parquet file ({error})", "it is damaged or of another kind: write it again"
+        ) from None
+
+
+def _read(path: str | os.PathLike[str], name: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    import pyarrow as pa
+
+    with _parquet(path) as file:
+        metadata: Mapping[bytes, bytes] = file.schema_arrow.metadata or {}
+        found = metadata.get(b"mify.format", b"").decode("utf-8", "replace")
+        version = metadata.get(b"mify.version", b"").decode("utf-8", "replace")
+        if found != name:
+            raise MifyError(
+                f"{path} holds {found or 'no mify format'!r}, not {name!r}", "give a file that `mify curate` wrote"
+            )
+        if version != VERSION:
+            raise MifyError(
+                f"{path} is {name} version {version!r}; this mify reads version {VERSION}",
+                "use the mify that wrote it, or write it again",
+            )
+        missing = [field for field in fields if field not in file.schema_arrow.names]
+        if missing:
+            raise MifyError(f"{path} lacks the column {missing[0]!r}", "it is damaged: write it again")
+        last = ""
+        try:
+            for batch in file.iter_batches(batch_size=1024, columns=list(fields)):
+                for values in zip(*(batch.column(field).to_pylist() for field in fields), strict=True):
+                    if values[0] < last:
+                        raise MifyError(f"{path} is not sorted by id", "it was changed after it was written")
+                    last = values[0]
+                    yield values
+        except (pa.ArrowInvalid, OSError) as error:
+            raise MifyError(f"{path} is damaged ({error})", "delete it and write it again") from None

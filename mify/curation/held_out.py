@@ -1,0 +1,65 @@
+"""The held-out split: which documents are kept from training, decided by what they say and not by where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
+
+from mify.curation.documents import Document
+
+T = TypeVar("T")
+
+
+def keyed_hash(seed: int, *parts: str) -> int:
+    """64 bits, uniform and independent between seeds: BLAKE2b keyed with the seed over length-framed parts."""
+    digest = hashlib.blake2b(digest_size=8, key=seed.to_bytes(16, "little", signed=True), person=b"mify.curation")
+    for part in parts:
+        encoded = part.encode("utf-8")
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def held_out_hashes(text_sha256s: Iterable[str], *, fraction: float, min_count: int, seed: int) -> frozenset[str]:
+    """The content hashes that are held out: those whose keyed hash is below `fraction`, and at least `min_count`.
+
+    Equal contents have equal hashes, so copies of a file never stand on both sides. Where fewer than `min_count`
+    distinct contents exist, at most half of them are taken: training needs some, too.
+
+    Raises:
+        ValueError: `fraction` is outside [0, 1).
+    """
+    if not 0.0 <= fraction < 1.0:
+        raise ValueError(f"fraction = {fraction}: a value from 0 to below 1 is expected")
+    if fraction == 0.0:
+        return frozenset()
+    ranked = sorted({(keyed_hash(seed, "held-out", digest), digest) for digest in text_sha256s})
+    limit = int(fraction * 2**64)
+    count = sum(key < limit for key, _ in ranked)
+    count = max(count, min(min_count, len(ranked) // 2))
+    return frozenset(digest for _, digest in ranked[:count])
+
+
+def split_held_out(
+    documents: Sequence[Document], *, fraction: float, min_documents: int, seed: int
+) -> tuple[list[Document], list[Document]]:
+    """(train, held out), the share and the minimum holding for every domain by itself."""
+    held: set[str] = set()
+    for group in group_by((document.domain, document.text_sha256) for document in documents).values():
+        held |= held_out_hashes(group, fraction=fraction, min_count=min_documents, seed=seed)
+    sides: tuple[list[Document], list[Document]] = ([], [])
+    for document in documents:
+        sides[document.text_sha256 in held].append(document)
+    return sides
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+def group_by(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
+    """Values by key, keys in the order of their first appearance."""
+    groups: dict[K, list[T]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups

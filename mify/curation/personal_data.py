@@ -1,0 +1,259 @@
+"""Secrets and personal data: found by patterns, replaced by a placeholder or a reason to drop the document.
+
+Patterns are anchored on what is cheap to find (a fixed prefix, an `@`, a quote), so that most text is never matched.
+"""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import math
+import re
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from mify.curation.quality import syntax_problem
+
+Action = Literal["redact", "drop", "keep"]
+
+
+@dataclass(frozen=True)
+class PersonalDataRules:
+    """What is done with each kind.
+
+    Args:
+        email: e-mail addresses; replaced by <EMAIL>. Addresses of documentation (example.com) and robots stay.
+        key: keys, tokens and passwords; replaced by <KEY>.
+        private_key: PEM blocks of private keys; replaced by <KEY>.
+        ip_address: public IPv4 addresses; replaced by <IP_ADDRESS>. Kept by default: 8.4.1.2 may be a version.
+    """
+
+    email: Action = "redact"
+    key: Action = "redact"
+    private_key: Action = "redact"
+    ip_address: Action = "keep"
+
+
+class Match(NamedTuple):
+    """A place in a text: its kind, start and end in characters."""
+
+    kind: str
+    start: int
+    end: int
+
+
+_PLACEHOLDERS = {"email": "<EMAIL>", "key": "<KEY>", "private_key": "<KEY>", "ip_address": "<IP_ADDRESS>"}
+
+# A fixed prefix, and what must follow it for the whole to be a token of that service.
+_TOKENS = {
+    "AKIA": r"AKIA[0-9A-Z]{16}\b",
+    "ASIA": r"ASIA[0-9A-Z]{16}\b",
+    "ghp_": r"ghp_[A-Za-z0-9]{36}\b",
+    "gho_": r"gho_[A-Za-z0-9]{36}\b",
+    "ghs_": r"ghs_[A-Za-z0-9]{36}\b",
+    "github_pat_": r"github_pat_[A-Za-z0-9_]{22,}",
+    "glpat-": r"glpat-[A-Za-z0-9_-]{20,}",
+    "xoxb-": r"xoxb-[0-9A-Za-z-]{20,}",
+    "xoxp-": r"xoxp-[0-9A-Za-z-]{20,}",
+    "AIza": r"AIza[0-9A-Za-z_-]{35}",
+    "sk_live_": r"sk_live_[0-9A-Za-z]{20,}",
+    "sk-": r"\bsk-[A-Za-z0-9_-]{32,}",
+    "hf_": r"\bhf_[A-Za-z0-9]{30,}\b",
+    "npm_": r"npm_[A-Za-z0-9]{36}\b",
+    "pypi-": r"pypi-AgE[A-Za-z0-9_-]{50,}",
+    "eyJ": r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}",
+}
+_TOKEN_PATTERNS = {prefix: re.compile(pattern) for prefix, pattern in _TOKENS.items()}
+_PRIVATE_KEY = re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----", re.S)
+_QUOTED = re.compile(r"[\"']([A-Za-z0-9+/_=.-]{20,})[\"']")
+_ASSIGNED = re.compile(
+    r"(?i)(?:api_?key|apikey|secret|access_?key|auth_?token|access_?token|passw(?:or)?d|client_?secret)\w*[\"']?\s*[:=]\s*$"
+)
+_EMAIL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+([A-Za-z]{2,24})(?![A-Za-z0-9_(\[])")
+_LOCAL = re.compile(r"[A-Za-z0-9._%+-]+$")
+# A matrix product reads `a@b.mean`: so only endings under which people have addresses.
+_DOMAINS = frozenset(
+    [
+        "com",
+        "org",
+        "net",
+        "edu",
+        "gov",
+        "mil",
+        "int",
+        "info",
+        "biz",
+        "io",
+        "ai",
+        "dev",
+        "me",
+        "co",
+        "us",
+        "uk",
+        "ca",
+        "de",
+        "fr",
+        "nl",
+        "be",
+        "ch",
+        "at",
+        "se",
+        "no",
+        "dk",
+        "fi",
+        "pl",
+        "cz",
+        "it",
+        "es",
+        "pt",
+        "ru",
+        "ua",
+        "by",
+        "jp",
+        "cn",
+        "kr",
+        "in",
+        "au",
+        "nz",
+        "br",
+        "mx",
+        "ar",
+        "cl",
+        "za",
+        "il",
+        "tr",
+        "gr",
+        "hu",
+        "ro",
+        "ie",
+        "is",
+        "lv",
+        "lt",
+        "ee",
+        "sk",
+        "si",
+        "hr",
+        "eu",
+        "asia",
+        "tech",
+        "cloud",
+        "app",
+        "name",
+        "email",
+        "tw",
+        "hk",
+        "sg",
+        "my",
+        "th",
+        "vn",
+        "ph",
+        "id",
+        "ir",
+    ]
+)
+_NOT_PERSONAL = re.compile(
+    r"(?i)(@([a-z0-9-]+\.)*(example|test|invalid|localhost|domain|foo|bar|company|acme)\.[a-z]+$|^(git|hg|svn|user|users|"
+    r"noreply|no-reply|nobody|name|foo|bar|username|email|example|you|me|someone|root|admin|info|support|sales|security)"
+    r"@)"
+)
+_IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])")
+
+
+def find_personal_data(text: str) -> list[Match]:
+    """All places of all kinds, in their order, none inside another."""
+    matches = [*_private_keys(text), *_keys(text), *_emails(text), *_addresses(text)]
+    taken: list[Match] = []
+    for match in sorted(matches, key=lambda match: (match.start, -match.end)):
+        if not taken or match.start >= taken[-1].end:
+            taken.append(match)
+    return taken
+
+
+def apply_rules(text: str, language: str, rules: PersonalDataRules) -> tuple[str, Counter[str], Match | None]:
+    """The text with placeholders, what was replaced by kind, and the match that asks for the document to be dropped.
+
+    Python that parsed still parses: where a placeholder would break it, only strings and comments are redacted.
+    """
+    found = [match for match in find_personal_data(text) if getattr(rules, match.kind) != "keep"]
+    dropped = next((match for match in found if getattr(rules, match.kind) == "drop"), None)
+    if dropped is not None or not found:
+        return text, Counter(), dropped
+    redacted = _replace(text, found)
+    if language == "python" and syntax_problem(redacted) is not None and syntax_problem(text) is None:
+        found = _in_strings_and_comments(text, found)
+        redacted = _replace(text, found)
+    return redacted, Counter(match.kind for match in found), None
+
+
+def _replace(text: str, matches: list[Match]) -> str:
+    parts, place = [], 0
+    for match in matches:
+        parts += [text[place : match.start], _PLACEHOLDERS[match.kind]]
+        place = match.end
+    return "".join([*parts, text[place:]])
+
+
+def _private_keys(text: str) -> Iterator[Match]:
+    if "PRIVATE KEY-----" in text:
+        for match in _PRIVATE_KEY.finditer(text):
+            yield Match("private_key", match.start(), match.end())
+
+
+def _keys(text: str) -> Iterator[Match]:
+    for prefix, pattern in _TOKEN_PATTERNS.items():
+        if prefix in text:
+            for match in pattern.finditer(text):
+                if _is_random(match.group()):
+                    yield Match("key", match.start(), match.end())
+    for match in _QUOTED.finditer(text):
+        line = text.rfind("\n", max(0, match.start() - 120), match.start()) + 1
+        before = text[max(line, match.start() - 120) : match.start()]
+        if _ASSIGNED.search(before) and _is_random(match.group(1)):
+            yield Match("key", match.start(1), match.end(1))
+
+
+def _is_random(value: str) -> bool:
+    """Whether a string has the entropy of a key: 3 bits a character, digits and letters, no dotted or dashed words."""
+    counts = Counter(value)
+    entropy = -sum(count / len(value) * math.log2(count / len(value)) for count in counts.values())
+    digits = sum(character.isdigit() for character in value)
+    return entropy >= 3.0 and 2 <= digits < len(value)
+
+
+def _emails(text: str) -> Iterator[Match]:
+    place = text.find("@")
+    while place >= 0:
+        if place and (text[place - 1].isalnum() or text[place - 1] in "._%+-"):
+            local = _LOCAL.search(text, max(0, place - 64), place)
+            match = _EMAIL.match(text, local.start(), place + 260) if local else None
+            if match and match.group(1).lower() in _DOMAINS and not _NOT_PERSONAL.search(match.group()):
+                yield Match("email", match.start(), match.end())
+        place = text.find("@", place + 1)
+
+
+def _addresses(text: str) -> Iterator[Match]:
+    for match in _IPV4.finditer(text):
+        try:
+            address = ipaddress.IPv4Address(match.group())
+        except ValueError:
+            continue
+        if address.is_global:
+            yield Match("ip_address", match.start(), match.end())
+
+
+def _in_strings_and_comments(text: str, matches: list[Match]) -> list[Match]:
+    starts = [0]
+    for line in text.split("\n"):
+        starts.append(starts[-1] + len(line) + 1)
+    spans = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type in (tokenize.STRING, tokenize.COMMENT) or tokenize.tok_name[token.type] == "FSTRING_MIDDLE":
+                begin = starts[token.start[0] - 1] + token.start[1]
+                spans.append((begin, starts[token.end[0] - 1] + token.end[1]))
+    except (tokenize.TokenError, IndentationError, IndexError):
+        return []
+    return [match for match in matches if any(start <= match.start and match.end <= end for start, end in spans)]

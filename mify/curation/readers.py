@@ -1,0 +1,311 @@
+"""What is curated: folders of files, JSON lines (.jsonl, .gz, .zst) and Parquet, read in a sorted order.
+
+Every reader yields a `Document`, or a `Rejected` with stage "read" for what is not text: nothing is skipped unseen,
+and no file's content stops the run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from mify.curation import documents
+from mify.curation.documents import DOMAINS, Document, Rejected
+from mify.curation.languages import UNKNOWN, domain_of, is_binary_name, language_of
+from mify.curation.licenses import folder_license, is_vendored, named_license
+from mify.errors import MifyError
+
+STAGE = "read"
+# Folders that hold no project text; hidden ones (.git, .venv, caches) are left out as well.
+_SKIPPED_FOLDERS = frozenset(["__pycache__", "node_modules", "venv", "build", "dist"])
+_TABLES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
+# Names that public code data sets give these columns, ours first.
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "text": ("text", "content", "code"),
+    "path": ("path", "max_stars_repo_path", "file_path", "filename"),
+    "repo": ("repo", "repo_name", "repository", "max_stars_repo_name"),
+    "license": ("license", "license_type", "licenses", "detected_licenses", "max_stars_repo_licenses"),
+    "language": ("language", "lang", "programming_language"),
+    "domain": ("domain",),
+    "source": ("source",),
+}
+_LANGUAGE_ALIASES = {
+    "c++": "cpp", "c#": "csharp", "f#": "fsharp", "objective-c++": "objective-c", "jupyter notebook": "jupyter",
+    "rst": "restructuredtext", "bash": "shell", "sh": "shell", "ts": "typescript", "js": "javascript", "py": "python",
+    "plain text": "text", "plaintext": "text", "txt": "text", "md": "markdown", "python3": "python",
+}  # fmt: skip
+
+
+class Limits(NamedTuple):
+    """What is too large to be a document.
+
+    Args:
+        max_file_bytes: of a file in a folder, or of one record's text.
+        max_line_bytes: of a JSON line; a longer one is skipped without being held in memory.
+    """
+
+    max_file_bytes: int = 1_000_000
+    max_line_bytes: int = 16_000_000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def read_inputs(paths: Sequence[Path], limits: Limits = DEFAULT_LIMITS) -> Iterator[Document | Rejected]:
+    """The documents of all paths, one after the other.
+
+    Raises:
+        MifyError: a path does not exist or is neither folder nor regular file, or a table is damaged.
+    """
+    for path in paths:
+        if path.is_dir():
+            tables = _table_folder(path)
+            for table in tables:
+                yield from _read_table(table, path.resolve().name, limits)
+            if not tables:
+                yield from read_folder(path, limits)
+        elif path.is_file():
+            yield from _read_file(path, limits)
+        else:
+            raise MifyError(f"{path} does not exist or is no regular file", "give folders, .jsonl or .parquet files")
+
+
+def decode(data: bytes) -> str | tuple[str, dict[str, Any]]:
+    """Bytes as text, or (reason, evidence) where they hold none. A byte order mark is taken off."""
+    if not data.strip():
+        return "empty", {"bytes": len(data)}
+    if b"\0" in data:
+        return "binary", {"nul_at": data.index(b"\0")}
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        return "not UTF-8", {"byte": error.start, "value": f"0x{data[error.start]:02x}"}
+
+
+def read_folder(root: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[Document | Rejected]:
+    """Every file of a folder. A folder with `.git` in it is a repository; a file's license is that of the nearest
+    license file above it, within `root`."""
+    name = root.resolve().name or "root"
+    yield from _folder(root, _Place(name, name, "", UNKNOWN), limits)
+
+
+class _Place(NamedTuple):
+    source: str
+    repo: str
+    prefix: str
+    license: str
+
+
+def _folder(folder: Path, place: _Place, limits: Limits) -> Iterator[Document | Rejected]:
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        yield _reject(place, f"{place.prefix}", "unreadable", {"error": error.strerror or str(error)})
+        return
+    if any(entry.name == ".git" for entry in entries) and place.prefix:
+        repo = f"{place.repo}/{place.prefix.rstrip('/')}"
+        place = place._replace(repo=repo, prefix="", license=UNKNOWN)
+    if (found := folder_license(folder)) != UNKNOWN:
+        place = place._replace(license=found)
+    for entry in entries:
+        path = place.prefix + entry.name.encode("utf-8", "replace").decode("utf-8")
+        if entry.is_symlink() or (entry.name.startswith(".") and entry.is_dir()) or entry.name in _SKIPPED_FOLDERS:
+            continue
+        if entry.is_dir():
+            yield from _folder(Path(entry.path), place._replace(prefix=path + "/"), limits)
+        elif entry.is_file():
+            yield _read_one(Path(entry.path), place, path, limits)
+
+
+def _read_one(location: Path, place: _Place, path: str, limits: Limits) -> Document | Rejected:
+    if is_binary_name(path):
+        return _reject(place, path, "binary", {"by": "name"})
+    try:
+        size = location.stat().st_size
+        if size > limits.max_file_bytes:
+            return _reject(place, path, "too large", {"bytes": size, "limit": limits.max_file_bytes})
+        data = location.read_bytes()
+    except OSError as error:
+        return _reject(place, path, "unreadable", {"error": error.strerror or str(error)})
+    text = decode(data)
+    if not isinstance(text, str):
+        return _reject(place, path, *text)
+    language = language_of(path, text)
+    license = UNKNOWN if is_vendored(path) else place.license
+    return Document.create(text, domain_of(language), language, license, place.source, place.repo, path)
+
+
+def _reject(place: _Place, path: str, reason: str, evidence: Mapping[str, Any]) -> Rejected:
+    language = language_of(path)
+    document = Document.create("", domain_of(language), language, place.license, place.source, place.repo, path)
+    return Rejected.create(document, STAGE, reason, evidence)
+
+
+def _table_folder(folder: Path) -> list[Path]:
+    """The files of a folder that holds nothing but tables (shards of a data set), sorted; [] for any other folder."""
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return []
+    return entries if entries and all(path.is_file() and path.name.endswith(_TABLES) for path in entries) else []
+
+
+def _read_file(path: Path, limits: Limits) -> Iterator[Document | Rejected]:
+    if path.name.endswith(_TABLES):
+        yield from _read_table(path, path.name, limits)
+    else:
+        name = path.resolve().parent.name or "root"
+        place = _Place(name, name, "", folder_license(path.resolve().parent))
+        yield _read_one(path, place, path.name, limits)
+
+
+def _read_table(path: Path, source: str, limits: Limits) -> Iterator[Document | Rejected]:
+    if not path.name.endswith(".parquet"):
+        yield from read_jsonl(path, source, limits)
+        return
+    form = documents.file_format(path)
+    if form == documents.FORMAT:
+        yield from documents.read_documents(path)
+    elif form:
+        raise MifyError(f"{path} holds {form!r}", "give a documents file, a folder, JSON lines or a Parquet file")
+    else:
+        yield from read_parquet(path, source, limits)
+
+
+def read_jsonl(path: Path, source: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[Document | Rejected]:
+    """JSON lines, one record each, plain, .gz or .zst.
+
+    Raises:
+        MifyError: the compressed file is damaged.
+    """
+    place = _Place(source, path.name, "", UNKNOWN)
+    with _opened(path) as file:
+        for number, line in enumerate(_lines(file, limits.max_line_bytes), start=1):
+            where = f"{path.name}:{number}"
+            if isinstance(line, int):
+                evidence = {"bytes": line, "limit": limits.max_line_bytes}
+                yield _reject(place, where, "too large", evidence)
+                continue
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield _reject(place, where, "not JSON", {"error": str(error)[:200]})
+                continue
+            if isinstance(record, dict):
+                yield _of_record(record, place, where, limits)
+            else:
+                yield _reject(place, where, "not JSON", {"error": f"a {type(record).__name__}, not an object"})
+
+
+def read_parquet(path: Path, source: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[Document | Rejected]:
+    """Rows of a Parquet file with a column of text ("text", "content" or "code").
+
+    Raises:
+        MifyError: it is no Parquet file, is damaged, or has no such column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = _Place(source, path.name, "", UNKNOWN)
+    try:
+        with pq.ParquetFile(path) as file:
+            known = [name for names in _COLUMNS.values() for name in names if name in file.schema_arrow.names]
+            if not any(name in known for name in _COLUMNS["text"]):
+                raise MifyError(f"{path} has no column of text", f"name it one of: {', '.join(_COLUMNS['text'])}")
+            number = 0
+            for batch in file.iter_batches(batch_size=256, columns=known):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield _of_record(record, place, f"{path.name}:{number}", limits)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise MifyError(f"{path} is damaged ({error})", "write or fetch it again") from None
+
+
+def _of_record(record: Mapping[str, Any], place: _Place, where: str, limits: Limits) -> Document | Rejected:
+    def value(column: str) -> Any:
+        return next((record[name] for name in _COLUMNS[column] if record.get(name) not in (None, "", [])), None)
+
+    text = value("text")
+    path = str(value("path") or where)
+    place = place._replace(source=str(value("source") or place.source), repo=str(value("repo") or place.repo))
+    if isinstance(text, bytes):
+        decoded = decode(text)
+        if not isinstance(decoded, str):
+            return _reject(place, _clean(path), *decoded)
+        text = decoded
+    if not isinstance(text, str):
+        return _reject(place, _clean(path), "no text", {"columns": sorted(map(str, record))[:20]})
+    if not text.strip():
+        return _reject(place, _clean(path), "empty", {"characters": len(text)})
+    if len(text) > limits.max_file_bytes:
+        return _reject(place, _clean(path), "too large", {"characters": len(text), "limit": limits.max_file_bytes})
+    language = _language(value("language")) or language_of(path, text)
+    domain = value("domain") if value("domain") in DOMAINS else domain_of(language)
+    try:
+        return Document.create(
+            text, cast(str, domain), language, _license(value("license")), place.source, place.repo, path
+        )
+    except UnicodeEncodeError as error:
+        return _reject(place, _clean(path), "not UTF-8", {"character": error.start, "error": error.reason})
+
+
+def _clean(path: str) -> str:
+    return path.encode("utf-8", "replace").decode("utf-8")
+
+
+def _language(value: Any) -> str | None:
+    if not isinstance(value, str) or not value.strip():
+        return None
+    name = value.strip().lower()
+    return _LANGUAGE_ALIASES.get(name, name)
+
+
+def _license(value: Any) -> str:
+    """A license column as an expression; of a list, all must be taken."""
+    names = [value] if isinstance(value, str) else [item for item in value or () if isinstance(item, str)]
+    found = sorted({named_license(name) for name in names})
+    if not found or UNKNOWN in found:
+        return UNKNOWN
+    return " AND ".join(f"({name})" if len(found) > 1 and " " in name else name for name in found)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path, "rb") as file:
+                yield cast(BinaryIO, file)
+        elif path.suffix == ".zst":
+            import pyarrow as pa
+
+            with pa.input_stream(os.fspath(path), compression="zstd") as stream:
+                yield cast(BinaryIO, io.BufferedReader(stream))
+        else:
+            with open(path, "rb") as file:
+                yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise MifyError(f"{path} could not be read to its end ({error})", "write or fetch it again") from None
+
+
+def _lines(file: BinaryIO, limit: int) -> Iterator[bytes | int]:
+    """Lines, or for one longer than `limit` its length in bytes: it is read in pieces and never held."""
+    while line := file.readline(limit + 1):
+        if len(line) <= limit or line.endswith(b"\n"):
+            yield line
+            continue
+        length = len(line)
+        while piece := file.readline(1 << 20):
+            length += len(piece)
+            if piece.endswith(b"\n"):
+                break
+        yield length

@@ -1,0 +1,120 @@
+"""The stages that look at one document at a time: license, language, generated code, quality, personal data.
+
+They run in this order and stop at the first that rejects. They share nothing between documents, so they run in as
+many processes as there are, with the same result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from mify.curation.config import CurationConfig
+from mify.curation.documents import Document, Rejected
+from mify.curation.languages import UNKNOWN, language_of
+from mify.curation.licenses import decide, header_license, is_vendored
+from mify.curation.personal_data import apply_rules
+from mify.curation.quality import content_problem, generated_marker, quality_finding
+
+READ = "read"
+LICENSE = "license"
+LANGUAGE = "language"
+GENERATED = "generated"
+QUALITY = "quality"
+PERSONAL_DATA = "personal data"
+EXACT_DUPLICATES = "exact duplicates"
+DECONTAMINATION = "decontamination"
+NEAR_DUPLICATES = "near duplicates"
+# Decontamination comes before near-duplicates: so what a near-duplicate is removed for is a document that stays.
+STAGES = (
+    READ, LICENSE, LANGUAGE, GENERATED, QUALITY, PERSONAL_DATA, EXACT_DUPLICATES, DECONTAMINATION, NEAR_DUPLICATES
+)  # fmt: skip
+
+
+class Rejection(NamedTuple):
+    """Stage, reason and what was seen."""
+
+    stage: str
+    reason: str
+    evidence: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the stages say of one document.
+
+    Args:
+        rejection: why it is dropped, None where it passes.
+        changes: fields that a stage corrected: license, language, text (redacted).
+        redactions: number of redacted places by kind.
+    """
+
+    rejection: Rejection | None
+    changes: dict[str, str] = field(default_factory=dict)
+    redactions: dict[str, int] = field(default_factory=dict)
+
+    def apply(self, document: Document) -> Document:
+        """The document with the corrected fields."""
+        changes = dict(self.changes)
+        text = changes.pop("text", None)
+        document = replace(document, **changes) if changes else document
+        return document if text is None else document.with_text(text)
+
+
+def examine(document: Document, config: CurationConfig) -> Verdict:
+    """Runs the stages on one document."""
+    changes: dict[str, str] = {}
+    if (rejection := _license(document, config, changes)) is not None:
+        return Verdict(rejection, changes)
+    if (rejection := _language(document, config, changes)) is not None:
+        return Verdict(rejection, changes)
+    language = changes.get("language", document.language)
+    if config.reject_generated and (marker := generated_marker(document.text)) is not None:
+        return Verdict(Rejection(GENERATED, "generated marker", {"marker": marker}), changes)
+    if (finding := quality_finding(document.text, language, config.quality)) is not None:
+        return Verdict(Rejection(QUALITY, finding.rule, {"value": finding.value, "limit": finding.limit}), changes)
+    text, redactions, dropped = apply_rules(document.text, language, config.personal_data)
+    if dropped is not None:
+        # The evidence names the place, never the secret itself.
+        evidence = {"start": dropped.start, "end": dropped.end}
+        return Verdict(Rejection(PERSONAL_DATA, dropped.kind, evidence), changes)
+    if redactions:
+        changes["text"] = text
+    return Verdict(None, changes, dict(redactions))
+
+
+def examine_all(documents: list[Document], config: CurationConfig) -> list[Verdict]:
+    """`examine` of a chunk: what a worker process does."""
+    return [examine(document, config) for document in documents]
+
+
+def _license(document: Document, config: CurationConfig, changes: dict[str, str]) -> Rejection | None:
+    license = header_license(document.text) or document.license
+    if license != document.license:
+        changes["license"] = license
+    decision = decide(license, config.license)
+    if decision.accepted:
+        return None
+    if license == UNKNOWN:
+        vendored = is_vendored(document.path)
+        reason = "unknown license of vendored code" if vendored else "unknown license"
+        return Rejection(LICENSE, reason, {"license": license})
+    return Rejection(LICENSE, "license not allowed", {"license": license, "categories": dict(decision.categories)})
+
+
+def _language(document: Document, config: CurationConfig, changes: dict[str, str]) -> Rejection | None:
+    language = document.language
+    if language == UNKNOWN and (found := language_of(document.path, document.text)) != UNKNOWN:
+        language = changes["language"] = found
+    if language == UNKNOWN and config.language.unknown == "reject":
+        return Rejection(LANGUAGE, "unknown language", {"path": document.path})
+    if config.language.allow and language not in config.language.allow:
+        return Rejection(LANGUAGE, "language not allowed", {"language": language})
+    if (problem := content_problem(document.text, language)) is not None:
+        return Rejection(LANGUAGE, problem[0], problem[1])
+    return None
+
+
+def reject(document: Document, rejection: Rejection) -> Rejected:
+    """The record of a rejection."""
+    return Rejected.create(document, *rejection)
