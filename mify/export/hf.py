@@ -1,0 +1,256 @@
+"""Hugging Face folders: what `transformers`, vLLM, SGLang and TensorRT-LLM load, written and read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mify.errors import MifyError
+from mify.export.conventions import Conventions
+from mify.export.hf_config import read_config, write_config
+from mify.export.safetensors_file import Entry, SafetensorsFile, write
+from mify.export.weights import Weights, as_weights, tensor_shapes, to_model
+from mify.files import atomic_folder, read_json, write_json
+
+if TYPE_CHECKING:
+    from mify.model import Model
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5_000_000_000
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+_FIM = {
+    "fim_prefix_token": "fim_prefix_id",
+    "fim_middle_token": "fim_middle_id",
+    "fim_suffix_token": "fim_suffix_id",
+}
+
+
+def export_hf(
+    model: Model | Weights,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Writes a folder that `transformers` loads as `LlamaForCausalLM`, with equal logits in fp32.
+
+    Args:
+        model: a model, or the weights of a file, which are then streamed a tensor at a time.
+        folder: appears whole or not at all, replacing what was there.
+        dtype: of the weights; None keeps each as it is.
+        max_shard_bytes: above it the weights are split into `model-00001-of-0000N.safetensors` with an index.
+    """
+    weights = as_weights(model)
+    weights.check_vocabulary()
+    folder = Path(folder)
+    entries = {
+        name: Entry(dtype or weights.dtype(name), shape) for name, shape in tensor_shapes(weights.config).items()
+    }
+    with atomic_folder(folder) as temporary:
+
+        def make(name: str) -> Tensor:
+            return weights.tensor(name).to(entries[name].dtype)
+
+        write_shards(temporary, entries, make, max_shard_bytes=max_shard_bytes)
+        main = entries["model.embed_tokens.weight"].dtype
+        write_json(temporary / "config.json", write_config(weights.config, weights.conventions, dtype_name(main)))
+        write_text_files(temporary, weights)
+    return folder
+
+
+def import_hf(
+    folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Model:
+    """The model of a Hugging Face folder. Raises `MifyError` naming what is not Llama-shaped, missing or damaged."""
+    return to_model(HfWeights(folder), dtype=dtype, device=device)
+
+
+def write_shards(
+    folder: Path, entries: dict[str, Entry], make: Callable[[str], Tensor], *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Writes tensors to `model.safetensors`, or to shards with an index where they exceed `max_shard_bytes`."""
+    shards: list[dict[str, Entry]] = [{}]
+    filled = 0
+    for name, entry in entries.items():
+        if shards[-1] and filled + entry.num_bytes > max_shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = entry
+        filled += entry.num_bytes
+    if len(shards) == 1:
+        write(folder / SINGLE, shards[0], make)
+        return
+    files: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write(folder / file, shard, make)
+        files |= dict.fromkeys(shard, file)
+    total = sum(entry.num_bytes for entry in entries.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
+
+
+def write_text_files(folder: Path, weights: Weights) -> None:
+    """tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json."""
+    conventions = weights.conventions
+    generation = {
+        "bos_token_id": conventions.bos_id,
+        "eos_token_id": list(conventions.eos_ids) or None,
+        "pad_token_id": conventions.pad_id,
+    }
+    write_json(folder / "generation_config.json", generation)
+    tokenizer = weights.tokenizer
+    if tokenizer is None:
+        return
+    text_of = {token_id: text for text, token_id in tokenizer.definition["model"]["vocab"].items()}
+    text_of |= {token_id: text for text, token_id in tokenizer.special.items()}
+    settings: dict[str, Any] = {
+        "add_bos_token": conventions.add_bos,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": weights.config.context,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    ids = {
+        "bos_token": conventions.bos_id,
+        "eos_token": conventions.eos_ids[0] if conventions.eos_ids else None,
+        "pad_token": conventions.pad_id,
+    }
+    settings |= {key: text_of[token_id] for key, token_id in ids.items() if token_id is not None}
+    fim = {key: getattr(tokenizer, attribute) for key, attribute in _FIM.items()}
+    if all(token_id is not None for token_id in fim.values()):
+        settings["extra_special_tokens"] = {key: text_of[token_id] for key, token_id in fim.items()}
+    write_json(folder / "tokenizer_config.json", settings)
+    text = json.dumps(tokenizer.definition, ensure_ascii=False, indent=1) + "\n"
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    if conventions.chat_template:
+        (folder / "chat_template.jinja").write_text(conventions.chat_template, encoding="utf-8")
+
+
+class HfWeights(Weights):
+    """A Hugging Face folder, its tensors read on demand."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        from mify.tokenizer import Tokenizer
+
+        self.folder = Path(folder)
+        self.source = str(self.folder)
+        values = _object(self.folder / "config.json")
+        self.config = read_config(values, str(self.folder / "config.json"), self.folder.resolve().name)
+        self._files = self._open()
+        self._check_tensors()
+        self.tokenizer = Tokenizer.load(self.folder) if (self.folder / "tokenizer.json").exists() else None
+        self.conventions = self._conventions(values)
+        self.check_vocabulary()
+
+    def tensor(self, name: str) -> Tensor:
+        return self._files[name].tensor(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._files[name].entries[name].dtype
+
+    def _open(self) -> dict[str, SafetensorsFile]:
+        """Tensor name → its file."""
+        if (self.folder / INDEX).exists():
+            index = _object(self.folder / INDEX).get("weight_map")
+            if not isinstance(index, dict) or not index:
+                raise MifyError(f"{self.folder / INDEX} has no weight_map", "download or export the folder again")
+            files = {file: SafetensorsFile(self.folder / file) for file in sorted(set(index.values()))}
+            for name, file in index.items():
+                if name not in files[file].entries:
+                    raise MifyError(
+                        f"{self.folder / file} lacks {name}, which {INDEX} says it holds",
+                        "download or export the folder again",
+                    )
+            return {name: files[file] for name, file in index.items()}
+        if (self.folder / SINGLE).exists():
+            single = SafetensorsFile(self.folder / SINGLE)
+            return dict.fromkeys(single.entries, single)
+        if list(self.folder.glob("pytorch_model*.bin")):
+            raise MifyError(
+                f"{self.folder} has its weights as pickles (pytorch_model.bin)",
+                "convert them with transformers: model.save_pretrained(folder, safe_serialization=True)",
+            )
+        raise MifyError(f"{self.folder} has neither {SINGLE} nor {INDEX}", "download or export the folder again")
+
+    def _check_tensors(self) -> None:
+        shapes = tensor_shapes(self.config)
+        for name in self._files:
+            if name in shapes or name.endswith(".rotary_emb.inv_freq"):
+                continue
+            if name == "lm_head.weight" and self.config.tie_embeddings:
+                continue
+            what = "a bias" if name.endswith(".bias") else "a tensor"
+            raise MifyError(
+                f"{self.folder} has {name}, {what} that Llama's plain form has not",
+                "only models without it can be imported",
+            )
+        missing = [name for name in shapes if name not in self._files]
+        if missing:
+            raise MifyError(
+                f"{self.folder} lacks {len(missing)} of {len(shapes)} tensors: {', '.join(missing[:3])} …",
+                "download or export the folder again, or correct config.json",
+            )
+        for name, shape in shapes.items():
+            entry = self._files[name].entries[name]
+            if entry.shape != shape:
+                raise MifyError(
+                    f"{self.folder}: {name} has shape {entry.shape}, config.json asks for {shape}",
+                    "use the config.json that belongs to these weights",
+                )
+            if not entry.dtype.is_floating_point or entry.dtype.itemsize < 2:
+                raise MifyError(
+                    f"{self.folder}: {name} is stored as {dtype_name(entry.dtype)}, which is quantized",
+                    "import the unquantized model",
+                )
+
+    def _conventions(self, values: dict[str, Any]) -> Conventions:
+        if self.tokenizer is None:
+            return Conventions()
+        generation = _object(self.folder / "generation_config.json", optional=True)
+        settings = _object(self.folder / "tokenizer_config.json", optional=True)
+        template_file = self.folder / "chat_template.jinja"
+        template = template_file.read_text("utf-8") if template_file.exists() else settings.get("chat_template")
+        eos = generation.get("eos_token_id", values.get("eos_token_id"))
+        # The tokenizer's own end token comes first: it is the one that ends a chat turn or a document.
+        own = self.tokenizer.special.get(_text(settings.get("eos_token")))
+        ids = [own] if own is not None else []
+        ids += [token for token in (eos if isinstance(eos, list) else [eos]) if isinstance(token, int)]
+        if not ids:
+            ids = list(Conventions.of(self.tokenizer).eos_ids)
+        post = self.tokenizer.definition.get("post_processor") or {}
+        bos = self.tokenizer.special.get(_text(settings.get("bos_token")), values.get("bos_token_id"))
+        return Conventions(
+            bos_id=bos,
+            eos_ids=tuple(dict.fromkeys(ids)),
+            pad_id=self.tokenizer.special.get(_text(settings.get("pad_token")), values.get("pad_token_id")),
+            add_bos=bos is not None and '"TemplateProcessing"' in json.dumps(post),
+            chat_template=template if isinstance(template, str) else None,
+        )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32" of torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _object(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.exists():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise MifyError(f"{path} holds no JSON object", "download or export the folder again")
+    return value
+
+
+def _text(token: Any) -> str:
+    """The text of a special token as tokenizer_config.json writes it: a string, or an object with `content`."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""

@@ -1,0 +1,134 @@
+"""Safetensors, read lazily and written one tensor at a time.
+
+The `safetensors` package writes a file from tensors that are all in memory; here the header is written first, from
+shapes alone, and the tensors follow as they are made, so a conversion holds one tensor. The format: 8 bytes of header
+length (little endian), a JSON header of {name: {dtype, shape, data_offsets}}, the raw data.
+https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mify.errors import MifyError
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor to be written: its dtype and shape."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write(path: Path, entries: Mapping[str, Entry], make: Callable[[str], Tensor]) -> None:
+    """Writes `entries` to `path`, asking `make(name)` for each tensor when its turn comes.
+
+    Tensors are laid out by falling item size (so that each is aligned), else in the order given.
+    """
+    order = sorted(entries, key=lambda name: -entries[name].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in order:
+        entry = entries[name]
+        header[name] = {
+            "dtype": _NAMES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.num_bytes],
+        }
+        offset += entry.num_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        for name in order:
+            tensor = make(name)
+            entry = entries[name]
+            if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
+                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, announced as {entry}")
+            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+class SafetensorsFile:
+    """One file: `entries` without reading data, `tensor(name)` on demand.
+
+    Raises `MifyError` where the file is truncated or its header is not what the format says.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        damaged = f"{self.path} is damaged or not a safetensors file"
+        remedy = "download or export it again"
+        try:
+            size = self.path.stat().st_size
+            with open(self.path, "rb") as file:
+                start = file.read(8)
+                if len(start) < 8:
+                    raise MifyError(f"{damaged}: {size} bytes", remedy)
+                (length,) = struct.unpack("<Q", start)
+                if length > size - 8:
+                    raise MifyError(f"{damaged}: its header says {length} bytes, the file has {size}", remedy)
+                header = json.loads(file.read(length))
+        except FileNotFoundError:
+            raise MifyError(f"{self.path} does not exist", remedy) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise MifyError(f"{damaged}: its header is no JSON ({error})", remedy) from None
+        self._data_start = 8 + length
+        self._spans: dict[str, tuple[int, int]] = {}
+        self.entries: dict[str, Entry] = {}
+        try:
+            for name, value in header.items():
+                if name == "__metadata__":
+                    continue
+                entry = Entry(_DTYPES[value["dtype"]], tuple(value["shape"]))
+                begin, end = value["data_offsets"]
+                if end - begin != entry.num_bytes or begin < 0:
+                    raise MifyError(f"{damaged}: {name} spans {end - begin} bytes, needs {entry.num_bytes}", remedy)
+                if self._data_start + end > size:
+                    raise MifyError(
+                        f"{self.path} is truncated: {name} ends at byte {self._data_start + end}, the file at {size}",
+                        remedy,
+                    )
+                self.entries[name] = entry
+                self._spans[name] = (begin, end)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MifyError(f"{damaged}: unreadable header entry ({error})", remedy) from None
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor, read into memory of its own (a mapped file would be charged to this process as it is read)."""
+        entry = self.entries[name]
+        begin, _ = self._spans[name]
+        raw = torch.empty(entry.num_bytes, dtype=torch.uint8)
+        with open(self.path, "rb") as file:
+            file.seek(self._data_start + begin)
+            if file.readinto(raw.numpy().data) != entry.num_bytes:
+                raise MifyError(f"{self.path} ended while {name} was read", "download or export it again")
+        return raw.view(entry.dtype).view(entry.shape)
