@@ -58,6 +58,7 @@ class FimSection:
     rate: float = 0.25
     spm_rate: float = 0.5
     domains: tuple[str, ...] = ("code",)
+    span: Literal["uniform", "line"] = "uniform"  # cuts at uniform characters, or at line starts
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,13 @@ class DataSection:
     """What a step sees. Tokens per step = rows_per_step * context, over all ranks."""
 
     sources: dict[str, SourceSection] = field(default_factory=dict)
-    tokenizer: str | None = None  # tokenizer.json or its folder; goes into every checkpoint
+    tokenizer: str | None = None  # tokenizer.json or its folder; None: the one that lies with the first source
     context: int = 512  # tokens per row
     rows_per_step: int = 16  # over all ranks
     micro_rows: int | None = None  # rows per forward pass; None: all rows of the rank at once
     fim: FimSection = field(default_factory=FimSection)
+    loss: Literal["all", "middle"] = "all"  # of FIM documents: every token, or the middle alone
+    exhausted: Literal["repeat", "stop", "reweight"] = "repeat"  # what follows a source's last document
 
 
 @dataclass(frozen=True)

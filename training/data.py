@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from mify.data.stream import TokenStream
 
 
+def tokenizer_path(config: TrainConfig) -> Path | None:
+    """The run's `tokenizer.json`: of `data.tokenizer`, or the one that lies with the first source."""
+    named = config.data.tokenizer or next((source.path for source in config.data.sources.values()), None)
+    if named is None:
+        return None
+    path = Path(named)
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
 def open_stream(config: TrainConfig, world: World) -> TokenStream:
     """This rank's share of the run's batches.
 
@@ -43,7 +52,9 @@ def open_stream(config: TrainConfig, world: World) -> TokenStream:
         context=data.context,
         rows_per_step=data.rows_per_step,
         seed=config.seed,
-        fim=FimConfig(rate=data.fim.rate, spm_rate=data.fim.spm_rate, domains=data.fim.domains),
+        fim=FimConfig(rate=data.fim.rate, spm_rate=data.fim.spm_rate, domains=data.fim.domains, span=data.fim.span),
+        loss=data.loss,
+        exhausted=data.exhausted,
         rank=world.rank,
         world_size=world.size,
     )

@@ -28,7 +28,7 @@ from mify.tokenizer import Tokenizer
 
 from .checkpoint import Checkpoint, Checkpointer, load_tensors, read_state, restore_rng, tensors_of
 from .config import TrainConfig, changed_keys
-from .data import open_stream
+from .data import open_stream, tokenizer_path
 from .evaluate import HeldOut
 from .metrics import MetricsLog
 from .optim import make_optimizer
@@ -65,12 +65,14 @@ class Run:
         self.batch_index = 0  # batches taken from the stream: step + what rollbacks passed over
         self.trained_tokens = 0  # labelled tokens that entered an update
         self.rollbacks = 0
+        self.ledger: dict[str, Any] = {}  # as of the last checkpoint
         self.passed_over: list[dict[str, Any]] = []
         self._stop = False
         self._seconds: deque[float] = deque(maxlen=20)
         self._claim_folder()
         torch.manual_seed(config.seed)
-        self.tokenizer = Tokenizer.load(config.data.tokenizer) if config.data.tokenizer else None
+        self.tokenizer_path = tokenizer_path(config)
+        self.tokenizer = Tokenizer.load(self.tokenizer_path) if self.tokenizer_path else None
         model = self._make_model()
         self.model_config: ModelConfig = model.config
         self.model: Model = distribute(model, config.parallel, world)
@@ -154,7 +156,7 @@ class Run:
         restore_rng(tensors, self.world)
         self.step, self.trained_tokens = state["step"], state["trained_tokens"]
         if not keep_stream:
-            self.batch_index = state["batch_index"]
+            self.batch_index, self.ledger = state["batch_index"], state["ledger"]
             self.rollbacks, self.passed_over = state["rollbacks"], state["passed_over"]
             self.stream.load_state_dict(state["stream"])
             self._batches = iter(self.stream)
@@ -171,16 +173,14 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint of this step."""
-        tokenizer = Path(self.config.data.tokenizer) if self.config.data.tokenizer else None
-        if tokenizer is not None and tokenizer.is_dir():
-            tokenizer /= "tokenizer.json"
+        self.ledger = self.stream.ledger()
         state = {
             "batch_index": self.batch_index,
             "trained_tokens": self.trained_tokens,
             "rollbacks": self.rollbacks,
             "passed_over": self.passed_over,
             "stream": self.stream.state_dict(),
-            "ledger": self.stream.ledger(),
+            "ledger": self.ledger,
             "guard": self.guard.state_dict(),
             "config_hash": self.config.hash,
             "metrics_lines": self.metrics.lines if self.metrics else 0,
@@ -191,7 +191,7 @@ class Run:
                 tensors=tensors_of(self.model, self.optimizer, self.world),
                 state=state,
                 documents={"model.json": self.model_config.to_dict(), "config.json": self.config.to_dict()},
-                files={"tokenizer.json": tokenizer} if tokenizer is not None else {},
+                files={"tokenizer.json": self.tokenizer_path} if self.tokenizer_path else {},
             ),
             before_commit=self.metrics.sync if self.metrics else None,
         )
@@ -303,7 +303,7 @@ class Run:
         """What the run ended with. Waits for the last checkpoint."""
         self.checkpointer.wait()
         newest = self.checkpointer.path(self.step)
-        return TrainResult(self.folder, newest, self.step, loss, scores, self.stream.ledger())
+        return TrainResult(self.folder, newest, self.step, loss, scores, self.ledger)
 
     def say(self, message: str) -> None:
         """A line for the person who watches, from rank 0 alone."""
