@@ -1,0 +1,168 @@
+"""`mify eval MODEL`: benchmarks on a model, generated programs run in a sandbox, every answer kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mify.errors import MifyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def evaluate(
+    model: Annotated[
+        Path,
+        typer.Argument(help="A run folder, a checkpoint, a Hugging Face folder or a GGUF file.", show_default=False),
+    ],
+    tasks: Annotated[str, typer.Option(help="humaneval, infilling, bpb: any of them, with commas.")] = "humaneval",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where records and results go; eval/MODEL by default.")
+    ] = None,
+    held_out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Held-out documents (.parquet), for infilling and bpb.")
+    ] = None,
+    training: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Training documents (.parquet), for the baselines of bpb.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", envvar="MIFY_EVAL_DATA", help="Benchmark files that no package carries."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 1,
+    k: Annotated[str, typer.Option("--k", help="The k of pass@k, with commas.")] = "1",
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above, sample.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample among the fewest tokens that reach this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of sampling and confidence intervals.")] = 0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The longest completion; each task has its own.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many problems of a task.", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Programs at a time; one a core by default.", show_default=False)
+    ] = None,
+    unconfined: Annotated[
+        bool, typer.Option("--unconfined", help="Where nothing can confine programs, run them all the same.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
+) -> None:
+    """Evaluate a model.
+
+    mify eval runs/demo --tasks humaneval,infilling,bpb --held-out held_out.parquet --training documents.parquet
+
+    Run it again and it continues where it stopped. Every prompt, completion and verdict is in FOLDER as JSON lines.
+    """
+    import shutil
+
+    from rich.console import Console
+
+    from mify.eval.completers import MifyCompleter
+    from mify.eval.evaluate import BITS_PER_BYTE, model_identity, tasks_by_name
+    from mify.eval.evaluate import evaluate as run
+    from mify.eval.sandbox import sandbox_kind
+    from mify.eval.tasks import RunOptions
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise MifyError("no task is named", "use --tasks humaneval,infilling,bpb")
+    ks = _numbers(k)
+    needs_documents = {"infilling", BITS_PER_BYTE} & set(names)
+    if needs_documents and held_out is None:
+        raise MifyError(
+            f"{', '.join(sorted(needs_documents))} needs held-out documents", "give --held-out FILE.parquet"
+        )
+    console = Console()
+    documents: list[Any] = _documents(held_out) if needs_documents else []
+    chosen = tasks_by_name(names, data, lambda: documents)
+    if any(task.program is not None for task in chosen):
+        kind = sandbox_kind()
+        if kind.confined:
+            console.print(f"programs run in {kind.name} ({kind.reason})", style="dim", highlight=False)
+    folder = out or Path("eval") / model.resolve().name
+    if fresh and folder.exists():
+        shutil.rmtree(folder)
+    loaded = _load(model, device)
+    completer = MifyCompleter(loaded, model.resolve().name, model_identity(loaded, model.resolve().name))
+    options = RunOptions(
+        samples=samples, k=ks, temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens,
+        limit=limit, workers=workers, allow_unconfined=unconfined,
+    )  # fmt: skip
+    with console.status("") as status:
+        results = run(
+            completer,
+            chosen,
+            folder,
+            options=options,
+            model=loaded,
+            held_out=documents,
+            training=_documents(training) if training is not None and BITS_PER_BYTE in names else [],
+            with_bits_per_byte=BITS_PER_BYTE in names,
+            progress=lambda label, done, total: status.update(f"{label} {done}/{total}"),
+        )
+    print_results(console, results)
+    console.print(f"records and results: {folder}", style="dim", highlight=False)
+
+
+def print_results(console: Console, results: list[dict[str, Any]]) -> None:
+    """A table of scores, and one of bits per byte."""
+    from rich.table import Table
+
+    scored = [result for result in results if result["task"] != "bits_per_byte"]
+    if scored:
+        table = Table("task", "metric", "score", "95% interval", "passed", "how they ended", header_style="bold")
+        for result in scored:
+            for metric, score in result["scores"].items():
+                ended = ", ".join(f"{count} {status}" for status, count in result["statuses"].items())
+                table.add_row(
+                    result["task"],
+                    "exact match" if result["judged"]["how"] == "exact match" else metric,
+                    f"{100 * score['value']:.1f}%",
+                    f"{100 * score['low']:.1f} to {100 * score['high']:.1f}",
+                    f"{result['passed']}/{result['items']}",
+                    ended,
+                )
+        console.print(table)
+    for result in results:
+        if result["task"] == "bits_per_byte":
+            names = [name for name in ("model", "ngram", "xz_trained", "xz") if name in result["all"]]
+            table = Table("bits per byte", "bytes", *names, header_style="bold")
+            for domain, row in [*result["domains"].items(), ("all", result["all"])]:
+                table.add_row(domain, f"{row['bytes']:,}", *(f"{row[name]:.3f}" for name in names))
+            console.print(table)
+            for name in names[1:]:
+                console.print(f"{name}: {result['baselines'][name]}", style="dim", highlight=False)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or min(values) < 1:
+        raise MifyError(f"--k {text!r} is no list of positive whole numbers", "write for example --k 1,10")
+    return values
+
+
+def _documents(path: Path | None) -> list[Any]:
+    from mify.curation.documents import read_documents
+
+    return [] if path is None else list(read_documents(path))
+
+
+def _load(path: Path, device: str) -> Any:
+    import torch
+
+    from mify.loading import load
+
+    if device not in ("auto", "cpu") and not device.startswith("cuda"):
+        raise MifyError(f"device {device!r} is unknown", "use auto, cpu or cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise MifyError("device cuda is not there", "use --device cpu; `mify doctor` says what this machine has")
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return load(path, device=chosen, dtype=torch.bfloat16 if chosen.startswith("cuda") else torch.float32)

