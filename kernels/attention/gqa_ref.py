@@ -20,45 +20,59 @@ def visible(length: int, causal: bool, window: int, device: torch.device) -> Ten
 def forward(
     q: Tensor, k: Tensor, v: Tensor, bounds: list[int], causal: bool, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention of each segment bounds[i]:bounds[i+1]. Differentiable by autograd.
+    """Attention of each segment bounds[i]:bounds[i+1].
 
     Args:
         q: (T, Hq, D). k, v: (T, Hkv, D).
 
     Returns:
-        out (T, Hq, D) in the dtype of q and the natural-logarithm normalizers (Hq, T) in fp32 (fp64 for fp64).
+        out (T, Hq, D) in the dtype of q and the normalizers (T, Hq) in fp32 (fp64 for fp64).
     """
-    group = q.shape[1] // k.shape[1]
-    wide = torch.promote_types(q.dtype, torch.float32)
-    outs, normalizers = [], []
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
     for start, end in itertools.pairwise(bounds):
         if start == end:
             continue
-        qs = q[start:end].transpose(0, 1)
-        ks = k[start:end].transpose(0, 1).repeat_interleave(group, dim=0)
-        vs = v[start:end].transpose(0, 1).repeat_interleave(group, dim=0)
-        scores = (qs @ ks.transpose(1, 2)).to(wide) * scale
-        scores = scores.masked_fill(~visible(end - start, causal, window, q.device), float("-inf"))
-        lse = torch.logsumexp(scores, dim=-1)
-        weights = torch.exp(scores - lse[..., None]).to(q.dtype)
-        outs.append((weights @ vs).transpose(0, 1))
-        normalizers.append(lse)
-    if not outs:
-        return torch.zeros_like(q), q.new_zeros((q.shape[1], 0), dtype=wide)
-    return torch.cat(outs), torch.cat(normalizers, dim=1)
+        part = slice(start, end)
+        scores = _scores(q[part], k[part], causal, window, scale)
+        lse[part] = torch.logsumexp(scores, -1).t()
+        weights = torch.softmax(scores, -1).to(q.dtype)
+        out[part] = (weights @ _heads_first(v[part], q.shape[1])).transpose(0, 1)
+    return out, lse
 
 
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], causal: bool, window: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) by autograd through `forward`, recomputed."""
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-        out, _ = forward(*leaves, bounds, causal, window, scale)
-        if not out.requires_grad:  # no tokens
-            return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        dq, dk, dv = torch.autograd.grad(out, leaves, grad)
+    """(dq, dk, dv).
+
+    With P = softmax(S): dV = Pᵀ dO, dP = dO Vᵀ, dS = P ∘ (dP − rowsum(P ∘ dP)), dQ = dS K, dK = dSᵀ Q.
+    """
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    heads, kv_heads = q.shape[1], k.shape[1]
+    for start, end in itertools.pairwise(bounds):
+        if start == end:
+            continue
+        part = slice(start, end)
+        weights = torch.softmax(_scores(q[part], k[part], causal, window, scale), -1)
+        qs, ks, vs, dout = (_heads_first(x[part], heads) for x in (q, k, v, grad))
+        dweights = (dout @ vs.transpose(1, 2)).to(weights.dtype)
+        dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True)) * scale
+        dscores, weights = dscores.to(q.dtype), weights.to(q.dtype)
+        dq[part] = (dscores @ ks).transpose(0, 1)
+        for target, value in ((dk, dscores.transpose(1, 2) @ qs), (dv, weights.transpose(1, 2) @ dout)):
+            target[part] = value.reshape(kv_heads, heads // kv_heads, *value.shape[1:]).sum(1).transpose(0, 1)
     return dq, dk, dv
+
+
+def _heads_first(x: Tensor, heads: int) -> Tensor:
+    return x.transpose(0, 1).repeat_interleave(heads // x.shape[1], dim=0)
+
+
+def _scores(q: Tensor, k: Tensor, causal: bool, window: int, scale: float) -> Tensor:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.transpose(0, 1) @ _heads_first(k, q.shape[1]).transpose(1, 2)).to(wide) * scale
+    return scores.masked_fill(~visible(q.shape[0], causal, window, q.device), float("-inf"))
 
 
 def decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float) -> Tensor:

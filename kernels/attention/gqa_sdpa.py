@@ -17,6 +17,7 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 def forward(q: Tensor, k: Tensor, v: Tensor, bounds: list[int], causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """As `gqa_ref.forward`, without a window; the normalizers come as (T, Hq)."""
+    q, k, v = _rows_dense(q, k, v)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
     for start, count, length in _runs(bounds):
@@ -46,6 +47,7 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv)."""
+    q, k, v = _rows_dense(q, k, v)
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     group = q.shape[1] // k.shape[1]
     for start, count, length in _runs(bounds):
@@ -79,6 +81,11 @@ def _runs(bounds: list[int]) -> list[tuple[int, int, int]]:
         else:
             runs.append((start, 1, end - start))
     return runs
+
+
+def _rows_dense(*tensors: Tensor) -> list[Tensor]:
+    # torch's kernel reads the last dimension as if its stride were 1, and gives wrong numbers where it is not.
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 
 def _batch(x: Tensor, count: int, length: int) -> Tensor:

@@ -18,8 +18,6 @@ def forward(logits: Tensor, labels: Tensor, z_loss: float, smoothing: float) -> 
 
 def backward(grad: Tensor, logits: Tensor, labels: Tensor, lse: Tensor, z_loss: float, smoothing: float) -> Tensor:
     """dlogits (N, V) in the dtype of logits for `grad` (N,)."""
-    wide = logits.to(lse.dtype)
-    probability = torch.exp(wide - lse[:, None])
-    d = probability * (1 + 2 * z_loss * lse)[:, None] - smoothing / logits.shape[1]
+    d = torch.softmax(logits.to(lse.dtype), -1) * (1 + 2 * z_loss * lse)[:, None] - smoothing / logits.shape[1]
     d.scatter_add_(1, labels[:, None], torch.full_like(lse, smoothing - 1)[:, None])
     return (d * grad[:, None]).to(logits.dtype)

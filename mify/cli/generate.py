@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,7 +48,7 @@ def generate(
         raise MifyError("device cuda is not there", "use --device cpu; `mify doctor` says what this machine has")
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     loaded = load(model, device=chosen, dtype=torch.bfloat16 if chosen.startswith("cuda") else torch.float32)
-    options = {
+    options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
