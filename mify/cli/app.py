@@ -9,6 +9,7 @@ import typer.core
 
 import mify
 from mify.cli.bench import bench
+from mify.cli.curate import curate
 from mify.cli.doctor import doctor
 from mify.cli.eval import evaluate
 from mify.cli.export import export
@@ -63,6 +64,7 @@ def _root(
 
 # One module a command. They import nothing heavy at the top, so that `mify --help` answers at once.
 app.command()(bench)
+app.command()(curate)
 app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(export)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -144,6 +145,22 @@ def config_to_dict(config: Any) -> Any:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {item.name: config_to_dict(getattr(config, item.name)) for item in dataclasses.fields(config)}
     return list(config) if isinstance(config, tuple) else config
+
+
+def config_to_toml(config: CurationConfig) -> str:
+    """The configuration as a TOML file that `load_config` reads back to an equal one."""
+    return "\n".join(_toml(config_to_dict(config), "")) + "\n"
+
+
+def _toml(table: Mapping[str, Any], name: str) -> list[str]:
+    # JSON's spelling of strings, numbers, booleans and lists of strings is TOML's as well.
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
+    if name and lines:
+        lines = ["", f"[{name}]", *lines]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += _toml(value, f"{name}.{key}" if name else key)
+    return lines
 
 
 def config_from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:

@@ -11,7 +11,7 @@ import math
 import re
 import tokenize
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -162,9 +162,13 @@ _NOT_PERSONAL = re.compile(
 _IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])")
 
 
-def find_personal_data(text: str) -> list[Match]:
-    """All places of all kinds, in their order, none inside another."""
-    matches = [*_private_keys(text), *_keys(text), *_emails(text), *_addresses(text)]
+KINDS = ("private_key", "key", "email", "ip_address")
+
+
+def find_personal_data(text: str, kinds: Sequence[str] = KINDS) -> list[Match]:
+    """All places of the given kinds, in their order, none inside another."""
+    finders = {"private_key": _private_keys, "key": _keys, "email": _emails, "ip_address": _addresses}
+    matches = [match for kind in kinds for match in finders[kind](text)]
     taken: list[Match] = []
     for match in sorted(matches, key=lambda match: (match.start, -match.end)):
         if not taken or match.start >= taken[-1].end:
@@ -177,7 +181,7 @@ def apply_rules(text: str, language: str, rules: PersonalDataRules) -> tuple[str
 
     Python that parsed still parses: where a placeholder would break it, only strings and comments are redacted.
     """
-    found = [match for match in find_personal_data(text) if getattr(rules, match.kind) != "keep"]
+    found = find_personal_data(text, [kind for kind in KINDS if getattr(rules, kind) != "keep"])
     dropped = next((match for match in found if getattr(rules, match.kind) == "drop"), None)
     if dropped is not None or not found:
         return text, Counter(), dropped

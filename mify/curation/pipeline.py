@@ -41,6 +41,8 @@ from mify.files import read_json, remove_leftovers, sha256_file, write_json
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mify.curation.decontamination import Span
+
 REPORT_FORMAT = "curation-report"
 REPORT_VERSION = "1"
 DOCUMENTS = "documents.parquet"
@@ -50,6 +52,9 @@ REPORT = "report.json"
 
 # Documents per piece of work: some 200 KB of text, so that two processes end together.
 _CHUNK = 16
+
+# Spans of a benchmark that are stored as evidence; all are counted.
+_SHOWN_SPANS = 5
 
 Progress = Callable[[str, int, int], None]
 DEFAULTS = CurationConfig()
@@ -239,12 +244,14 @@ class _Run:
         rules = self.config.decontamination
         if not rules.benchmarks:
             return
-        from mify.curation.benchmarks import open_index
+        from mify.curation.decontamination import NgramIndex, load_benchmark
 
-        index, self.benchmarks = open_index(rules)
+        index = NgramIndex([load_benchmark(name) for name in rules.benchmarks], ngram=rules.ngram)
+        self.benchmarks = index.report()
         items, self.items = self.items, []
         for done, item in enumerate(items, start=1):
-            self._keep_or_drop(item, index.rejection(item.document.text))
+            spans = index.match(item.document.text)
+            self._keep_or_drop(item, _overlap(spans) if spans else None)
             if done % 64 == 0 or done == len(items):
                 self.progress(stages.DECONTAMINATION, done, len(items))
 
@@ -256,7 +263,6 @@ class _Run:
         from mify.curation.minhash import near_duplicates
 
         items, self.items = self.items, []
-        self.progress(stages.NEAR_DUPLICATES, 0, len(items))
         found = near_duplicates(
             [("0" if item.held_out else "1") + item.document.id for item in items],
             [item.document.text for item in items],
@@ -265,6 +271,8 @@ class _Run:
             ngram=rules.ngram,
             seed=rules.seed,
             verify=rules.verify,
+            threads=self.num_workers,
+            progress=partial(self.progress, stages.NEAR_DUPLICATES),
         )
         self.near_report = {"enabled": True, **found.report}
         removed = {int(index): (int(kept), float(jaccard)) for index, kept, jaccard in found.removed}
@@ -275,7 +283,6 @@ class _Run:
                 evidence = {"jaccard": round(jaccard, 6)}
                 why = _duplicate(stages.NEAR_DUPLICATES, "near duplicate", items[kept], item, evidence)
             self._keep_or_drop(item, why)
-        self.progress(stages.NEAR_DUPLICATES, len(items), len(items))
 
     def report(self) -> dict[str, Any]:
         """The whole report, after its totals were checked against what came in."""
@@ -329,6 +336,15 @@ def _duplicate(stage: str, reason: str, kept: Item, item: Item, evidence: dict[s
     if kept.held_out and not item.held_out:
         reason += " of a held-out document"
     return Rejection(stage, reason, where | evidence)
+
+
+def _overlap(spans: Sequence[Span]) -> Rejection:
+    """The first spans that stand in a benchmark, with their number."""
+    shown = [
+        {"start": span.start, "end": span.end, "benchmark": span.benchmark, "task": span.task, "text": span.text[:200]}
+        for span in spans[:_SHOWN_SPANS]
+    ]
+    return Rejection(stages.DECONTAMINATION, f"overlaps {spans[0].benchmark}", {"spans": shown, "count": len(spans)})
 
 
 def _composition(items: Sequence[Item]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class CollectionConfig:
 
     max_bytes: int = 48_000_000
     held_out_fraction: float = 0.02
-    held_out_min_documents: int = 20
+    held_out_min_documents: int = 40
     seed: int = 0
     max_file_bytes: int = 1_000_000
 
