@@ -21,7 +21,6 @@ FORMAT = "documents"
 REJECTED_FORMAT = "rejected-documents"
 VERSION = "1"
 DOMAINS = ("code", "text", "math")
-UNKNOWN = "unknown"
 FIELDS = ("id", "text_sha256", "text", "domain", "language", "license", "source", "repo", "path")
 REJECTED_FIELDS = (*FIELDS, "stage", "reason", "evidence")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mify.curation.documents import Document, Rejected
-from mify.curation.stages import STAGES
+from mify.curation.stages import LICENSE, STAGES
 from mify.errors import MifyError
 
 if TYPE_CHECKING:
@@ -113,10 +113,18 @@ def guard_sources(report: Mapping[str, Any], max_loss: float, min_documents: int
         entered, lost = row["in"]["documents"], row["rejected"]["documents"]
         if entered >= min_documents and lost > max_loss * entered:
             stages = sorted(row["rejected_by_stage"].items(), key=lambda pair: (-pair[1], pair[0]))
+            remedy = (
+                "see why with --dry-run; mend the rule, or allow it with guard.max_source_loss in the configuration"
+            )
+            if stages[0][0] == LICENSE:
+                remedy = (
+                    "put its LICENSE file into the folder, or take unknown licenses knowingly: --config with"
+                    ' license.unknown = "accept"'
+                )
             raise MifyError(
                 f"the source {name} loses {lost:,} of {entered:,} documents ({lost / entered:.1%}), more than"
                 f" {max_loss:.0%}: " + ", ".join(f"{stage} {number:,}" for stage, number in stages[:4]),
-                "see why with --dry-run; mend the rule, or allow it with guard.max_source_loss in the configuration",
+                remedy,
             )
 
 
@@ -131,14 +139,16 @@ def funnel_table(report: Mapping[str, Any]) -> Table:
     table.add_column("most frequent reasons", overflow="fold")
     for row in report["stages"]:
         reasons = sorted(row["reasons"].items(), key=lambda pair: (-pair[1]["documents"], pair[0]))
-        more = f", {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        shown = [f"{reason} {number['documents']:,}" for reason, number in reasons[:3]]
+        if len(reasons) > 3:
+            shown[-1] += f" and {len(reasons) - 3} more"
         table.add_row(
             row["stage"],
             f"{row['in']['documents']:,}",
             f"{row['rejected']['documents']:,}",
             f"{row['kept']['documents']:,}",
             f"{row['kept']['bytes'] / 1e6:.1f}",
-            ", ".join(f"{reason} {number['documents']:,}" for reason, number in reasons[:3]) + more,
+            "\n".join(shown),
         )
     return table
 

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mify.curation.licenses import UNKNOWN, is_license_name, is_vendored, license_files, metadata_license
+from mify.curation.languages import UNKNOWN
+from mify.curation.licenses import is_license_name, is_vendored, license_files, metadata_license
 from mify.errors import MifyError
 
 # Benchmarks hold what models are tested on; mify's own files are no corpus for mify.

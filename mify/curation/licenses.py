@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-UNKNOWN = "unknown"
+from mify.curation.languages import UNKNOWN, language_of
 
-# An identifier counts where it stands in a comment, not where a program talks about identifiers.
-_HEADER = re.compile(
-    r"^[ \t]*(?:#|//|/?\*+|--|;+|%+|<!--|\.\.|\"\"\"|REM\b|dnl\b|!)[^\n]*?SPDX-License-Identifier:[ \t]*([^\n]+)", re.M
-)
+# An identifier counts where a line begins with it, comment signs aside, not where a program talks about identifiers.
+_HEADER = re.compile(r"^[ \t]*(?:[#/*;%!<.-]+|REM\b|dnl\b)?[-#*! \t]*SPDX-License-Identifier:[ \t]*([^\n]+)", re.M)
 _HEADER_CHARACTERS = 4096
 # Folders of code that others wrote: the package's own metadata does not speak for it.
 _VENDORED = re.compile(r"(?:^|/)(?:_?vendor(?:ed)?|_?third_?party|externals?|extern|node_modules)/", re.I)
@@ -83,7 +81,7 @@ def normalise(expression: str) -> str:
 
 
 def header_license(text: str) -> str | None:
-    """The expression after `SPDX-License-Identifier:` in a comment of the first 4,096 characters; None without one."""
+    """The expression of an SPDX header in the first 4,096 characters, "unknown" where it is none; None without one."""
     match = _HEADER.search(text, 0, _HEADER_CHARACTERS)
     if match is None:
         return None
@@ -224,8 +222,10 @@ def license_files(folder: Path) -> list[Path]:
 
 
 def is_license_name(name: str) -> bool:
-    """Whether a file's name says that it is a license text or a notice."""
-    return re.match(r"(?i)(un)?licen[cs]e|copying|copyright|notice|patents", name) is not None
+    """Whether a file's name says that it is a license text or a notice; `license.py` is a program."""
+    if re.match(r"(?i)((un)?licen[cs]es?|copying|copyright|notice|patents)($|[-._ ])", name) is None:
+        return False
+    return language_of(name) in ("text", "markdown", "restructuredtext", "html", UNKNOWN)
 
 
 @functools.lru_cache(maxsize=1)

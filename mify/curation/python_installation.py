@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mify.curation.docstrings import docstring_prose
-from mify.curation.documents import UNKNOWN, Document, Rejected
+from mify.curation.documents import Document, Rejected
 from mify.curation.held_out import held_out_hashes, keyed_hash
 from mify.curation.installed_files import (
     EXCLUDED_DISTRIBUTIONS,
@@ -27,7 +27,7 @@ from mify.curation.installed_files import (
     installed_files,
     normalised_name,
 )
-from mify.curation.languages import domain_of, language_of
+from mify.curation.languages import UNKNOWN, domain_of, language_of
 from mify.curation.readers import decode
 from mify.curation.workers import Workers, chunks, workers
 

@@ -91,9 +91,19 @@ def decode(data: bytes) -> str | tuple[str, dict[str, Any]]:
 
 def read_folder(root: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[Document | Rejected]:
     """Every file of a folder. A folder with `.git` in it is a repository; a file's license is that of the nearest
-    license file above it, within `root`."""
+    license file above it, up to the root of its repository."""
     name = root.resolve().name or "root"
-    yield from _folder(root, _Place(name, name, "", UNKNOWN), limits)
+    yield from _folder(root, _Place(name, name, "", _license_above(root.resolve())), limits)
+
+
+def _license_above(folder: Path) -> str:
+    """The nearest license above a folder within its repository, "unknown" where it is in none."""
+    if (folder / ".git").exists() or not any((parent / ".git").exists() for parent in folder.parents):
+        return UNKNOWN
+    for parent in folder.parents:
+        if (found := folder_license(parent)) != UNKNOWN or (parent / ".git").exists():
+            return found
+    return UNKNOWN
 
 
 class _Place(NamedTuple):
@@ -163,7 +173,8 @@ def _read_file(path: Path, limits: Limits) -> Iterator[Document | Rejected]:
         yield from _read_table(path, path.name, limits)
     else:
         name = path.resolve().parent.name or "root"
-        place = _Place(name, name, "", folder_license(path.resolve().parent))
+        license = folder_license(path.resolve().parent)
+        place = _Place(name, name, "", _license_above(path.resolve().parent) if license == UNKNOWN else license)
         yield _read_one(path, place, path.name, limits)
 
 
