@@ -96,6 +96,18 @@ struct Texts {
     return texts;
   }
 
+  static Texts join(const std::vector<const Texts*>& parts) {
+    Texts texts;
+    for (const Texts* part : parts) {
+      texts.views.insert(texts.views.end(), part->views.begin(), part->views.end());
+      texts.owners.insert(texts.owners.end(), part->owners.begin(), part->owners.end());
+    }
+    if (texts.views.size() >= std::numeric_limits<uint32_t>::max()) {
+      throw py::value_error("at most 2^32 - 2 texts at once");
+    }
+    return texts;
+  }
+
   uint64_t num_bytes() const {
     uint64_t total = 0;
     for (const std::string_view view : views) total += view.size();
@@ -320,6 +332,7 @@ void bind_minhash(py::module_& m) {
       .def_static("from_buffers", &Texts::from_buffers<int32_t>, py::arg("data"), py::arg("offsets").noconvert())
       .def_static("from_buffers", &Texts::from_buffers<int64_t>, py::arg("data"), py::arg("offsets").noconvert(),
                   "From Arrow's buffers: text i is data[offsets[i]:offsets[i + 1]]; offsets int32 or int64.")
+      .def_static("join", &Texts::join, py::arg("parts"), "The texts of all parts, in order.")
       .def("take", &Texts::take, py::arg("order"), "The texts at the given indices (int64), in that order.")
       .def_property_readonly("num_bytes", &Texts::num_bytes)
       .def("__len__", [](const Texts& texts) { return texts.views.size(); });

@@ -8,7 +8,7 @@
 
 namespace mify {
 
-#if defined(__x86_64__)
+#if defined(MIFY_X86)
 void sha1_blocks_sha(uint32_t state[5], const uint8_t* blocks, size_t count);
 #endif
 
@@ -42,7 +42,7 @@ void sha1_blocks_scalar(uint32_t state[5], const uint8_t* blocks, size_t count) 
 using Sha1Blocks = void (*)(uint32_t state[5], const uint8_t* blocks, size_t count);
 
 Sha1Blocks choose_sha1() {
-#if defined(__x86_64__)
+#if defined(MIFY_X86)
   if (cpu_features().sha) return sha1_blocks_sha;
 #endif
   return sha1_blocks_scalar;

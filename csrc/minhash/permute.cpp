@@ -5,7 +5,7 @@
 
 namespace mify {
 
-#if defined(__x86_64__)
+#if defined(MIFY_X86)
 extern const PermuteKernels kPermuteAvx2;
 extern const PermuteKernels kPermuteAvx512;
 #endif
@@ -55,7 +55,7 @@ constexpr PermuteKernels kScalar = {"scalar", premix32, affine32, affine64, lega
 }  // namespace
 
 const PermuteKernels& permute_kernels() {
-#if defined(__x86_64__)
+#if defined(MIFY_X86)
   if (cpu_features().avx512) return kPermuteAvx512;
   if (cpu_features().avx2) return kPermuteAvx2;
 #endif

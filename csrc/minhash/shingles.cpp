@@ -11,17 +11,6 @@ namespace {
 
 constexpr uint64_t kBase = 0x9E3779B97F4A7C15ull;
 
-bool is_ascii(const uint8_t* word, size_t length) {
-  size_t at = 0;
-  for (; at + 8 <= length; at += 8) {
-    if ((load64(word + at) & kHighBits) != 0) return false;
-  }
-  for (; at < length; ++at) {
-    if (word[at] >= 0x80) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 Shingler::Shingler(const ShingleConfig& config)

@@ -23,12 +23,10 @@ const uint8_t* bytes_of(std::string_view text) {
   return reinterpret_cast<const uint8_t*>(text.data());
 }
 
-uint64_t hash_of(std::string_view text, const Word& word) {
+uint64_t hash_of(std::string_view text, const Word& word, bool may_hold_non_ascii) {
   const uint8_t* const at = bytes_of(text) + word.begin;
   const size_t length = word.end - word.begin;
-  for (size_t i = 0; i < length; ++i) {
-    if (at[i] >= 0x80) return hash_lower_word(at, length);
-  }
+  if (may_hold_non_ascii && !is_ascii(at, length)) return hash_lower_word(at, length);
   return word.begin + 16 <= text.size() ? hash_word(at, length, kLowerBits) : hash_word_at_end(at, length, kLowerBits);
 }
 
@@ -76,22 +74,33 @@ std::string normalized(std::string_view text, size_t begin, size_t end) {
   return out;
 }
 
-// Whether a word holds anything but ASCII digits and underscores.
+// Whether a word has two bytes or more that are neither ASCII digits nor underscores.
 bool is_named(std::string_view text, const Word& word) {
+  int letters = 0;
   for (size_t i = word.begin; i < word.end; ++i) {
     const char c = text[i];
-    if (c != '_' && (c < '0' || c > '9')) return true;
+    letters += c != '_' && (c < '0' || c > '9');
   }
-  return false;
+  return letters >= 2;
 }
 
 }  // namespace
 
 NgramIndex::NgramIndex(uint32_t n, uint32_t min_words, uint32_t min_named_words)
-    : n_(n), min_words_(min_words), min_named_words_(min_named_words), powers_(n + 1, 1), filter_(1, 0) {
+    : n_(n), min_words_(min_words), min_named_words_(min_named_words), powers_(n + 1, 1) {
   if (n == 0 || n > 64) throw std::invalid_argument("n must be from 1 to 64");
-  if (min_words == 0) throw std::invalid_argument("min_words must be at least 1");
+  if (min_words == 0 || min_words > n) throw std::invalid_argument("min_words must be from 1 to n");
   for (uint32_t i = 1; i <= n; ++i) powers_[i] = powers_[i - 1] * kBase;
+}
+
+void NgramIndex::Filter::add(uint64_t key) {
+  keys_.push_back(key);
+  if (keys_.size() * 16 > bits_.size() * 64) {
+    bits_.assign(std::bit_ceil(keys_.size() * 32 / 64 + 1), 0);
+    mask_ = bits_.size() - 1;
+    for (const uint64_t old : keys_) bits_[old >> 6 & mask_] |= uint64_t{1} << (old & 63);
+  }
+  bits_[key >> 6 & mask_] |= uint64_t{1} << (key & 63);
 }
 
 uint32_t NgramIndex::add(std::string_view text) {
@@ -101,7 +110,7 @@ uint32_t NgramIndex::add(std::string_view text) {
   std::vector<uint64_t> prefix(1, 0);
   std::vector<uint32_t> named(1, 0);
   for (const Word& word : words) {
-    prefix.push_back(prefix.back() * kBase + hash_of(text, word));
+    prefix.push_back(prefix.back() * kBase + hash_of(text, word, true));
     named.push_back(named.back() + (is_named(text, word) ? 1 : 0));
   }
   if (words.size() >= n_) {
@@ -117,6 +126,7 @@ uint32_t NgramIndex::add(std::string_view text) {
     if (!any) ++num_unindexed_;
   } else if (words.size() >= min_words_ && named.back() > 0) {
     ++num_short_;
+    short_beginnings_.add(key_of(prefix[min_words_], min_words_));
     insert(static_cast<uint32_t>(words.size()), prefix.back(), normalized(text, words.front().begin, words.back().end),
            true, entry);
   } else {
@@ -136,62 +146,59 @@ void NgramIndex::insert(uint32_t num_words, uint64_t hash, std::string canonical
   }
   by_key_.emplace(key, static_cast<uint32_t>(patterns_.size()));
   patterns_.push_back({std::move(canonical), whole, {entry}});
-  if (!whole) ++num_ngrams_;
-  const auto place = std::lower_bound(lengths_.begin(), lengths_.end(), num_words);
-  if (place == lengths_.end() || *place != num_words) lengths_.insert(place, num_words);
-  // About 16 bits a key keep the filter's false positives near 6%.
-  if (patterns_.size() * 16 > filter_.size() * 64) {
-    rebuild_filter();
-  } else {
-    filter_[key >> 6 & filter_mask_] |= uint64_t{1} << (key & 63);
+  if (!whole) {
+    ++num_ngrams_;
+    ngrams_.add(key);
+    return;
   }
-}
-
-void NgramIndex::rebuild_filter() {
-  filter_.assign(std::bit_ceil(patterns_.size() * 32 / 64 + 1), 0);
-  filter_mask_ = filter_.size() - 1;
-  for (const auto& [key, pattern] : by_key_) filter_[key >> 6 & filter_mask_] |= uint64_t{1} << (key & 63);
+  const auto place = std::lower_bound(short_lengths_.begin(), short_lengths_.end(), num_words);
+  if (place == short_lengths_.end() || *place != num_words) short_lengths_.insert(place, num_words);
 }
 
 std::vector<NgramMatch> NgramIndex::match(std::string_view text) const {
   std::vector<Run> runs;
-  if (lengths_.empty()) return {};
-  // Words are kept from one stretch to the next as far back as the longest n-gram reaches.
+  // The words that begin n-grams still to be looked up, and those after them.
   std::vector<Word> words;
   std::vector<uint64_t> prefix(1, 0);  // prefix[i]: rolling hash before words[i]
-  size_t first_word = 0;               // number in the text of words[0]
-  size_t done = 0;                     // words already matched as the last of an n-gram
+  size_t before = 0;                   // words of the text before words[0]
+  const auto look_up = [&](size_t first, uint32_t length, uint64_t key) {
+    const auto [from, to] = by_key_.equal_range(key);
+    for (auto at = from; at != to; ++at) {
+      const Pattern& pattern = patterns_[at->second];
+      const size_t begin = words[first].begin, end = words[first + length - 1].end;
+      const std::string here = pattern.whole ? normalized(text, begin, end) : joined_words(text, &words[first], length);
+      if (here != pattern.canonical) continue;
+      for (const uint32_t entry : pattern.entries) runs.push_back({before + first, length, begin, end, entry});
+    }
+  };
+  const auto key_at = [&](size_t first, uint32_t length) {
+    return key_of(prefix[first + length] - prefix[first] * powers_[length], length);
+  };
   WordScanner scanner(text);
-  while (!scanner.done()) {
-    const size_t found = scanner.next();
+  bool done = false;
+  while (!done) {
+    done = scanner.done();
+    const size_t found = done ? 0 : scanner.next();
     for (size_t i = 0; i < found; ++i) {
       words.push_back({scanner.begins()[i], scanner.ends()[i]});
-      prefix.push_back(prefix.back() * kBase + hash_of(text, words.back()));
+      prefix.push_back(prefix.back() * kBase + hash_of(text, words.back(), scanner.may_hold_non_ascii()));
     }
-    for (size_t last = done; last < words.size(); ++last) {
-      for (const uint32_t length : lengths_) {
-        if (last + 1 < length) break;
-        const size_t first = last + 1 - length;
-        const uint64_t key = key_of(prefix[last + 1] - prefix[first] * powers_[length], length);
-        if (!maybe(key)) continue;
-        const auto [from, to] = by_key_.equal_range(key);
-        for (auto at = from; at != to; ++at) {
-          const Pattern& pattern = patterns_[at->second];
-          const std::string here = pattern.whole ? normalized(text, words[first].begin, words[last].end)
-                                                 : joined_words(text, &words[first], length);
-          if (here != pattern.canonical) continue;
-          for (const uint32_t entry : pattern.entries) {
-            runs.push_back({first_word + first, length, words[first].begin, words[last].end, entry});
-          }
-        }
+    // Before the end, only beginnings with n words at hand; at the end, all that are left.
+    const size_t stop = done ? words.size() : words.size() - std::min<size_t>(words.size(), n_ - 1);
+    for (size_t first = 0; first < stop; ++first) {
+      const size_t left = words.size() - first;
+      if (left >= n_) {
+        const uint64_t key = key_at(first, n_);
+        if (ngrams_.maybe(key)) look_up(first, n_, key);
+      }
+      if (left < min_words_ || !short_beginnings_.maybe(key_at(first, min_words_))) continue;
+      for (const uint32_t length : short_lengths_) {
+        if (length <= left) look_up(first, length, key_at(first, length));
       }
     }
-    const size_t keep = std::min<size_t>(words.size(), n_);
-    const size_t drop = words.size() - keep;
-    words.erase(words.begin(), words.begin() + static_cast<ptrdiff_t>(drop));
-    prefix.erase(prefix.begin(), prefix.begin() + static_cast<ptrdiff_t>(drop));
-    first_word += drop;
-    done = words.size();
+    words.erase(words.begin(), words.begin() + static_cast<ptrdiff_t>(stop));
+    prefix.erase(prefix.begin(), prefix.begin() + static_cast<ptrdiff_t>(stop));
+    before += stop;
   }
   // Runs of one entry that overlap or touch become one stretch.
   std::sort(runs.begin(), runs.end(), [](const Run& x, const Run& y) {

@@ -21,8 +21,8 @@ struct NgramMatch {
 
 class NgramIndex {
  public:
-  // n-grams with fewer than `min_named_words` words that hold a letter (runs of numbers, mostly) are left out: they say
-  // nothing about where a text comes from.
+  // n-grams with fewer than `min_named_words` words of two letters or more (runs of numbers and the alphabet, mostly)
+  // are left out: they say nothing about where a text comes from. 1 <= min_words <= n.
   NgramIndex(uint32_t n, uint32_t min_words, uint32_t min_named_words);
 
   // Adds a text and returns its number, from 0.
@@ -48,17 +48,25 @@ class NgramIndex {
     uint32_t entry;
   };
 
+  // A set of keys that may say yes wrongly, about one time in sixteen.
+  class Filter {
+   public:
+    bool maybe(uint64_t key) const { return (bits_[key >> 6 & mask_] >> (key & 63) & 1) != 0; }
+    void add(uint64_t key);
+
+   private:
+    std::vector<uint64_t> keys_, bits_ = {0};
+    uint64_t mask_ = 0;
+  };
+
   void insert(uint32_t num_words, uint64_t hash, std::string canonical, bool whole, uint32_t entry);
-  bool maybe(uint64_t key) const { return (filter_[key >> 6 & filter_mask_] >> (key & 63) & 1) != 0; }
-  void rebuild_filter();
 
   uint32_t n_, min_words_, min_named_words_;
-  std::vector<uint64_t> powers_;   // B^0 … B^n
-  std::vector<uint32_t> lengths_;  // lengths in words that occur, ascending
+  std::vector<uint64_t> powers_;         // B^0 … B^n
+  std::vector<uint32_t> short_lengths_;  // lengths in words of whole strings, ascending
   std::vector<Pattern> patterns_;
   std::unordered_multimap<uint64_t, uint32_t> by_key_;
-  std::vector<uint64_t> filter_;  // bit (key mod size) for every key
-  uint64_t filter_mask_ = 0;
+  Filter ngrams_, short_beginnings_;  // the latter: of the first min_words words of whole strings
   uint64_t num_entries_ = 0, num_ngrams_ = 0, num_short_ = 0, num_unindexed_ = 0, num_unnamed_ = 0;
 };
 

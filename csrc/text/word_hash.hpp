@@ -54,6 +54,17 @@ inline uint64_t hash_word(const uint8_t* word, size_t length, uint64_t fold) {
   return mum(h ^ kS0, length ^ kS2);
 }
 
+inline bool is_ascii(const uint8_t* word, size_t length) {
+  size_t at = 0;
+  for (; at + 8 <= length; at += 8) {
+    if ((load64(word + at) & kHighBits) != 0) return false;
+  }
+  for (; at < length; ++at) {
+    if (word[at] >= 0x80) return false;
+  }
+  return true;
+}
+
 // Any word that lies in [.., end); slower, reads nothing past `end`.
 uint64_t hash_word_at_end(const uint8_t* word, size_t length, uint64_t fold);
 

@@ -8,7 +8,7 @@
 
 namespace mify {
 
-#if defined(__x86_64__)
+#if defined(MIFY_X86)
 size_t scan_words_avx2(WordScanner& scanner);
 #endif
 
@@ -42,7 +42,7 @@ struct ScalarClassifier {
 }  // namespace
 
 WordScanner::WordScanner(std::string_view text) : bitmap_(word_bitmap()), scan_(scan_stretch<ScalarClassifier>) {
-#if defined(__x86_64__)
+#if defined(MIFY_X86)
   if (cpu_features().avx2) scan_ = scan_words_avx2;
 #endif
   reset(text);

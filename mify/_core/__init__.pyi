@@ -1,0 +1,6 @@
+from . import minhash as minhash
+from . import packing as packing
+
+__version__: str
+
+def cpu_features() -> dict[str, bool]: ...
