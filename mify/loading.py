@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -102,7 +103,10 @@ class CheckpointWeights(Weights):
 
         shape = tensor_shapes(self.config)[name]
         wanted = {f"model.{name}": torch.empty(shape, dtype=self._dtypes[name])}
-        load_dcp(wanted, storage_reader=FileSystemReader(self.folder / "dcp"), no_dist=True)
+        with warnings.catch_warnings():
+            # It says that it loads in a single process, which is what is asked for.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load_dcp(wanted, storage_reader=FileSystemReader(self.folder / "dcp"), no_dist=True)
         return wanted[f"model.{name}"]
 
     def dtype(self, name: str) -> torch.dtype:
