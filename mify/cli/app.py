@@ -1,4 +1,4 @@
-"""The typer application. Every command lives in a module of its own and is imported when it runs."""
+"""The typer application."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer.core
 import mify
 from mify.cli.bench import bench
 from mify.cli.curate import curate
+from mify.cli.demo import demo
 from mify.cli.doctor import doctor
 from mify.cli.eval import evaluate
 from mify.cli.export import export
@@ -62,9 +63,10 @@ def _root(
     pass
 
 
-# One module a command. They import nothing heavy at the top, so that `mify --help` answers at once.
+# One module a command, imported at the top but importing nothing heavy itself, so that `mify --help` answers at once.
 app.command()(bench)
 app.command()(curate)
+app.command()(demo)
 app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(export)

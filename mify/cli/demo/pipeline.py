@@ -42,6 +42,7 @@ class Stage:
         needs: the names of the stages whose outputs it reads.
         outputs: files and folders it makes, relative to the demo's folder.
         run: does the work and returns a summary (JSON values) for the report.
+        show: prints what a person should see of the summary, beside its line.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Stage:
     needs: Sequence[str]
     outputs: Sequence[str]
     run: Callable[[Path, Report], dict[str, Any]]
+    show: Callable[[Console, dict[str, Any]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def run_stages(stages: Sequence[Stage], folder: Path, console: Console) -> dict[
         stamps[stage.name] = stamp
         line = str(summary.get("line", ""))
         console.print(f"[green]✓[/] {stage.title:<11} {seconds:5.0f} s  {line}", highlight=False)
+        if stage.show is not None:
+            stage.show(console, summary)
     return stamps
 
 

@@ -63,7 +63,7 @@ def write_report(data: ReportData, folder: Path) -> None:
     environment.globals["picture"] = lambda name: _data_url(folder / name)
     best = {
         domain: min(values[domain] for _, values in data.bits_per_byte if domain in values)
-        for domain in charts.DOMAIN_COLORS
+        for domain in (*charts.DOMAIN_COLORS, "all")
         if any(domain in values for _, values in data.bits_per_byte)
     }
     page = environment.get_template("report.html.jinja").render(data=data, best=best, domains=list(best))
