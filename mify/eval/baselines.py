@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 class ByteNgram:
-    """An interpolated byte n-gram with Witten-Bell smoothing (Witten and Bell 1991; Chen and Goodman 1996, section 2.5).
+    """An interpolated byte n-gram with Witten-Bell smoothing (Witten and Bell 1991; Chen and Goodman 1996, section
+    2.5).
 
         p_n(c | h) = (count(h, c) + T(h) · p_(n-1)(c | h')) / (count(h) + T(h)),    p_0 = 1/256,
 
@@ -94,8 +95,8 @@ def _look_up(keys: NDArray[np.uint64], values: NDArray[np.float64], wanted: NDAr
 def xz_bits_per_byte(documents: Sequence[bytes], training: bytes = b"") -> float:
     """Bits per byte of the documents as one LZMA2 stream, or of what they add to a stream that begins with `training`.
 
-    The window spans both, so every byte of `training` can be referred to. The stream's own frame is counted once in both
-    lengths, and so cancels where there is training text.
+    The window spans both, so every byte of `training` can be referred to. The stream's own frame is counted once in
+    both lengths, and so cancels where there is training text.
     """
     data = b"".join(documents)
     if not data:

@@ -2,8 +2,8 @@
 
 The figure is a code length that a decoder could invert: -log2 p of every token given the tokens before it in the same
 document, and log2(vocabulary size) for a document's first token, which nothing stands before (training never predicts
-it), divided by the document's UTF-8 bytes. Where a document is longer than the context it is read in windows that overlap by
-half, and each token is counted once, in the window that gives it more context: at least half the model's.
+it), divided by the document's UTF-8 bytes. Where a document is longer than the context it is read in windows that
+overlap by half, and each token is counted once, in the window that gives it more context: at least half the model's.
 
 Baselines, on the same documents: `ByteNgram` trained on the training corpus, and xz with and without it.
 """
@@ -131,7 +131,8 @@ def evaluate_bits_per_byte(
         baseline_bytes: at most so many bytes of the training documents per domain, the first in order of id.
 
     Returns:
-        {"domains": {domain: {"bytes", "documents", "model", "ngram", "xz", "xz_trained"}}, "all": {the same}, "baselines": {…}}
+        {"domains": {domain: {"bytes", "documents", "model", "ngram", "xz", "xz_trained"}}, "all": {the same},
+        "baselines": {…}}
     """
     from mify.eval.baselines import ByteNgram, training_bytes, xz_bits_per_byte
 

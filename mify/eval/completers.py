@@ -51,8 +51,8 @@ class Sampling:
 class Completer(Protocol):
     """A model that completes prompts.
 
-    `complete` calls `on_completion(prompt, text, facts)` once for each prompt, in any order; prompts whose key is in `done`
-    are known already. A prompt it cannot answer gets None for a text and the reason in facts["error"].
+    `complete` calls `on_completion(prompt, text, facts)` once for each prompt, in any order; prompts whose key is in
+    `done` are known already. A prompt it cannot answer gets None for a text and the reason in facts["error"].
     """
 
     name: str

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mify.errors import MifyError
 from mify.eval.completers import Sampling
-from mify.eval.sandbox import Limits
+from mify.eval.sandbox import Limits, Program
 from mify.eval.tasks import DataSource, Item, Task, read_jsonl
 
 # A function's body ends where another top-level statement begins.
@@ -37,10 +37,20 @@ def humaneval(path: str | os.PathLike[str] | None = None) -> Task:
     )
 
 
-def program(item: Item, answer: str) -> str:
-    """The original's program: prompt, completion, tests, and the call of `check`."""
+def program(item: Item, answer: str) -> Program:
+    """The original's program: prompt and completion; then tests and the call of `check`.
+
+    Some tests call helpers that the prompt defines (`poly`, `encode_shift`): apart from the solution they get them from
+    the prompt, completed by a body that is never called.
+    """
     fields = item.fields
-    return f"{fields['prompt']}{answer}\n{fields['test']}\ncheck({fields['entry_point']})"
+    return Program(
+        item.id,
+        fields["prompt"] + answer,
+        f"{fields['test']}\ncheck({fields['entry_point']})",
+        setup=f"{fields['prompt']}\n    pass\n",
+        entry_points=(fields["entry_point"],),
+    )
 
 
 def packaged_file() -> Path:

@@ -1,10 +1,10 @@
 """Infilling: single lines of held-out code by exact match, and HumanEval-Infilling by execution.
 
 Held-out lines: from each document the `lines_per_document` eligible lines with the smallest hash of (document id, line
-number), so the choice depends on nothing but the document. A line is eligible with at least `MIN_CHARACTERS` characters that
-are not white space, that hold a letter, and that are no comment. The model sees everything before the line's first
-character that is not white space, and everything from its line end on; its answer is cut at the first line end, and must
-equal the line, trailing white space aside.
+number), so the choice depends on nothing but the document. A line is eligible with at least `MIN_CHARACTERS` characters
+that are not white space, that hold a letter, and that are no comment. The model sees everything before the line's first
+character that is not white space, and everything from its line end on; its answer is cut at the first line end, and
+must equal the line, trailing white space aside.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mify.errors import MifyError
 from mify.eval.completers import Sampling
 from mify.eval.humaneval import STOP
-from mify.eval.sandbox import Limits
+from mify.eval.sandbox import Limits, Program
 from mify.eval.tasks import DataSource, Item, Task, content_hash, read_jsonl
 
 if TYPE_CHECKING:
@@ -113,7 +113,13 @@ def _as_it_is(item: Item, completion: str) -> str:
     return completion
 
 
-def infilled_program(item: Item, answer: str) -> str:
-    """The original's program: prompt, completion, suffix, tests, and the call of `check`."""
+def infilled_program(item: Item, answer: str) -> Program:
+    """The original's program: prompt, completion and suffix; then tests and the call of `check`."""
     fields: dict[str, Any] = item.fields
-    return f"{fields['prompt']}{answer}{fields['suffix']}\n{fields['test']}\ncheck({fields['entry_point']})"
+    return Program(
+        item.id,
+        fields["prompt"] + answer + fields["suffix"],
+        f"{fields['test']}\ncheck({fields['entry_point']})",
+        setup=fields["prompt"] + fields["canonical_solution"] + fields["suffix"],
+        entry_points=(fields["entry_point"],),
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,7 +54,7 @@ class Journal:
     def add(self, record: dict[str, Any]) -> None:
         """Appends one record; it is in the file when this returns."""
         if self._file is None:
-            self._file = open(self.path, "a", encoding="utf-8")
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as records come
         self._file.write(_line(record))
         self._file.flush()
         self.records[self.key_of(record)] = record
@@ -69,7 +69,7 @@ class Journal:
             self._file.close()
             self._file = None
 
-    def _write(self, records: Iterator[dict[str, Any]] | tuple[()]) -> None:
+    def _write(self, records: Iterable[dict[str, Any]]) -> None:
         with atomic_file(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.write(_line(self._header))
             file.writelines(_line(record) for record in records)
@@ -91,18 +91,20 @@ class Journal:
                 "start over with --fresh",
             )
         if header.get("settings") != json.loads(json.dumps(self._header["settings"])):
-            names = sorted(
-                name
-                for name in {*header.get("settings", {}), *self._header["settings"]}
-                if header.get("settings", {}).get(name) != json.loads(json.dumps(self._header["settings"].get(name)))
-            )
+            names = _differences(header.get("settings"), json.loads(json.dumps(self._header["settings"])))
             raise MifyError(
                 f"{self.path} was made with other settings ({', '.join(names)})",
                 "start over with --fresh, or give another folder with --out",
             )
         self.records = found
         if torn:
-            self._write(iter(found.values()))
+            self._write(found.values())
+
+
+def _differences(there: Any, here: dict[str, Any]) -> list[str]:
+    """The names of the settings that differ."""
+    found = there if isinstance(there, dict) else {}
+    return sorted(name for name in found.keys() | here.keys() if found.get(name) != here.get(name))
 
 
 def _line(value: dict[str, Any]) -> str:

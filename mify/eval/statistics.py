@@ -11,7 +11,8 @@ import numpy as np
 def pass_at_k(samples: int, passed: int, k: int) -> float:
     """The probability that one of k samples passes, estimated without bias from `passed` of `samples`.
 
-    1 - C(n - c, k) / C(n, k), as a product that neither over- nor underflows (Chen et al., arXiv 2107.03374, section 2.1).
+    1 - C(n - c, k) / C(n, k), as a product that neither over- nor underflows (Chen et al., arXiv 2107.03374, section
+    2.1).
 
     Raises:
         ValueError: not 0 <= passed <= samples, or not 1 <= k <= samples.

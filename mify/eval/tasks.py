@@ -19,7 +19,7 @@ from typing import Any
 from mify.errors import MifyError
 from mify.eval.completers import Completer, Prompt, Sampling
 from mify.eval.records import Journal
-from mify.eval.sandbox import Limits, Program, Verdict, run_programs, sandbox_kind
+from mify.eval.sandbox import Form, Limits, Program, Verdict, run_programs, sandbox_kind
 from mify.eval.statistics import bootstrap_interval, pass_at_k
 from mify.files import sha256_file, write_json
 
@@ -68,7 +68,7 @@ class Task:
     sampling: Sampling
     prompt: Callable[[Item], tuple[str, str | None]]
     answer: Callable[[Item, str], str]
-    program: Callable[[Item, str], str] | None = None
+    program: Callable[[Item, str], Program] | None = None
     exact: Callable[[Item, str], bool] | None = None
     canonical: Callable[[Item], str] | None = None
     limits: Limits = field(default_factory=Limits)
@@ -87,6 +87,7 @@ class RunOptions:
         samples: completions per item; more than one needs a temperature.
         k: the k of pass@k to report.
         limit: only the first so many items (said in the result).
+        form: how programs meet their tests, see `mify.eval.sandbox`.
     """
 
     samples: int = 1
@@ -98,6 +99,7 @@ class RunOptions:
     limit: int | None = None
     workers: int | None = None
     allow_unconfined: bool = False
+    form: Form = "auto"
 
 
 def run_task(
@@ -109,10 +111,12 @@ def run_task(
 ) -> dict[str, Any]:
     """Asks the model, judges the answers, and returns what belongs in a report.
 
-    Writes out/NAME.completions.jsonl, out/NAME.verdicts.jsonl and out/NAME.json; what is there already is not done again.
+    Writes out/NAME.completions.jsonl, out/NAME.verdicts.jsonl and out/NAME.json; what is there already is not done
+    again.
 
     Raises:
-        MifyError: the task infills and the model cannot, sampling options that do not fit, or nothing confines programs.
+        MifyError: the task infills and the model cannot, sampling options that do not fit, or nothing confines
+        programs.
     """
     options = options or RunOptions()
     if options.samples > 1 and options.temperature == 0:
@@ -207,6 +211,7 @@ def _judge(
             "how": "executed",
             "sandbox": kind.name,
             "isolation": kind.isolation,
+            "form": options.form,
             "limits": asdict(task.limits),
         }
     with Journal(out / f"{task.name}.verdicts.jsonl", "verdicts", settings, ("id", "sample")) as journal:
@@ -227,7 +232,7 @@ def _judge(
             else:
                 name = f"{key[0]}#{key[1]}"
                 keys[name] = key
-                programs.append(Program(name, task.program(item, answer)))
+                programs.append(replace(task.program(item, answer), id=name))
 
         def keep(verdict: Verdict) -> None:
             identity, sample = keys[verdict.id]
@@ -247,6 +252,7 @@ def _judge(
                 programs,
                 workers=options.workers,
                 limits=task.limits,
+                form=options.form,
                 kind=kind,
                 packages=task.packages,
                 allow_unconfined=options.allow_unconfined,

@@ -157,8 +157,7 @@ def _unshare(kind: SandboxKind, mounts: Mounts, scratch_bytes: int, new_root: st
         "bind": bind,
         "seal_user_namespaces": kind.isolation == "pidns",
     }
-    source = Path(__file__).with_name("sandbox_root.py").read_text(encoding="utf-8")
-    return [*command, mounts.python, "-I", "-S", "-B", "-c", source, json.dumps(plan)]
+    return [*command, mounts.python, "-I", "-S", "-B", "-c", _inside("root"), json.dumps(plan)]
 
 
 @functools.cache
@@ -187,11 +186,12 @@ def sandbox_kind() -> SandboxKind:
 
 def _trial(kind: SandboxKind) -> str | None:
     """Starts a worker and runs a program that must pass and one that must not; what went wrong, or None."""
-    from mify.eval.sandbox import Limits, Program, Worker
+    from mify.eval.programs import Limits, Program
+    from mify.eval.worker import Worker
 
     try:
         with Worker(kind, Mounts(host_python()), Limits(wall_s=20, cpu_s=20), index=63) as worker:
-            good = worker.run(Program("trial", "assert sum([1, 2]) == 3"))
+            good = worker.run(Program("trial", "def add(a, b):\n    return a + b", "assert add(1, 2) == 3"))
             bad = worker.run(Program("trial", "import os\nos._exit(0)"))
     except MifyError as error:
         return error.problem.strip().splitlines()[-1][:200]
@@ -215,14 +215,28 @@ def _in_container() -> bool:
     return Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
 
 
+# Makes modules of the texts in argv[1], under the names they have here, and starts the worker.
+_BOOTSTRAP = """
+import json, sys, types
+for name, text in json.loads(sys.argv[1]):
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(text, "<" + name + ">", "exec"), module.__dict__)
+    parent, _, last = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], last, module)
+sys.modules["mify.eval.inside.worker"].main(*sys.argv[2:])
+"""
+
+
 def start(
     kind: SandboxKind, mounts: Mounts, job_uid: int, scratch_bytes: int, new_root: str, preload: tuple[str, ...]
 ) -> subprocess.Popen[bytes]:
     """Starts one worker process, talking over its stdin and stdout."""
-    source = Path(__file__).with_name("sandbox_worker.py").read_text(encoding="utf-8")
+    texts = [("mify", ""), ("mify.eval", ""), ("mify.eval.inside", "")]
+    texts += [(f"mify.eval.inside.{name}", _inside(name)) for name in ("confine", "apart", "worker")]
+    python = [mounts.python, "-s", "-S", "-B", "-P", "-c", _BOOTSTRAP, json.dumps(texts)]
     packages = PACKAGES_FOLDER if mounts.packages else ""
     scratch = SCRATCH if kind.confined else new_root
-    python = [mounts.python, "-s", "-S", "-B", "-P", "-c", source]
     arguments = [kind.isolation, str(job_uid), scratch, ",".join(preload), packages]
     command = worker_command(kind, mounts, job_uid, scratch_bytes, new_root)
     environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "PYTHONHASHSEED": "0"}
@@ -234,3 +248,8 @@ def start(
         env=environment,
         start_new_session=True,
     )
+
+
+@functools.cache
+def _inside(name: str) -> str:
+    return Path(__file__).parent.joinpath("inside", f"{name}.py").read_text(encoding="utf-8")

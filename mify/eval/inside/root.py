@@ -1,14 +1,17 @@
-"""Builds the private root of the `unshare` form, then becomes the worker. Runs as root of new namespaces, never imported.
+"""Builds the private root of the `unshare` form, then becomes the worker. Runs as root of new namespaces.
 
-Like `sandbox_worker`, its text is passed to `python -c`. argv[1] is JSON: {"root": an empty folder of the host, "scratch_bytes",
-"keep": numbers of the capabilities the worker keeps, "bind": [[host folder, place], …], "seal_user_namespaces": bool}; argv[2:] is
-the worker's command. Every mount is private to this mount namespace and goes with it.
+argv[1] is JSON: {"root": an empty folder of the host, "scratch_bytes", "keep": numbers of the capabilities the worker
+keeps, "bind": [[host folder, place], …], "seal_user_namespaces": bool}; argv[2:] is the worker's command. Every mount
+is private to this mount namespace and goes with it.
 """
+
+from __future__ import annotations
 
 import ctypes
 import json
 import os
 import sys
+from typing import Any
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 LOCKED = {"noexec": 8, "nodev": MS_NODEV, "nosuid": MS_NOSUID, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
@@ -16,18 +19,18 @@ MNT_DETACH, PR_CAPBSET_DROP = 2, 24
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def check(result, what):
+def check(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
         sys.exit(f"{what}: {os.strerror(number)}")
 
 
-def mount(source, target, kind, flags, options=""):
+def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
     encoded = [None if value is None else os.fsencode(value) for value in (source, target, kind)]
     check(libc.mount(*encoded, ctypes.c_ulong(flags), options.encode()), f"mount {target}")
 
 
-def locked_flags(path):
+def locked_flags(path: str) -> int:
     """The flags of the mount a path lies on: a read-only remount inside a user namespace must repeat them."""
     flags, longest = 0, -1
     with open("/proc/self/mountinfo") as file:
@@ -39,7 +42,7 @@ def locked_flags(path):
     return flags
 
 
-def build(plan):
+def build(plan: dict[str, Any]) -> None:
     root = plan["root"]
     flags = {host: locked_flags(os.path.realpath(host)) for host, _ in plan["bind"]}
     mount(None, "/", None, MS_REC | MS_PRIVATE)
@@ -72,7 +75,7 @@ def build(plan):
     os.chdir("/tmp")
 
 
-def main():
+def main() -> None:
     plan = json.loads(sys.argv[1])
     build(plan)
     for number in range(64):
@@ -83,4 +86,5 @@ def main():
     os.execve(sys.argv[2], sys.argv[2:], {"PYTHONHASHSEED": "0"})
 
 
-main()
+if __name__ == "__main__":
+    main()
