@@ -1,0 +1,32 @@
+runtime_version: int
+
+def gqa_decode(
+    *,
+    q: int,
+    out: int,
+    k: int,
+    v: int,
+    lengths: int,
+    page_table: int,
+    k_scale: int,
+    v_scale: int,
+    partials: int,
+    arrivals: int,
+    kv_type: str,
+    head_dim: int,
+    batch: int,
+    kv_heads: int,
+    group: int,
+    num_splits: int,
+    num_pages: int,
+    page_size: int,
+    table_columns: int,
+    table_stride: int,
+    q_strides: tuple[int, int],
+    out_strides: tuple[int, int],
+    k_strides: tuple[int, int, int],
+    v_strides: tuple[int, int, int],
+    scale: float,
+    stream: int,
+) -> None: ...
+def gqa_decode_info(head_dim: int, kv_type: str, group: int) -> dict[str, int]: ...
