@@ -28,10 +28,12 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load as read_shards
+from torch.distributed.checkpoint.state_dict_saver import save as write_shards
 
 from mify.errors import MifyError
 from mify.files import atomic_file, read_json, remove_leftovers, sha256_file, sync, write_json
@@ -107,7 +109,7 @@ class Checkpointer:
         self.keep_last, self.keep_every_steps = keep_last, keep_every_steps
         self.asynchronous = asynchronous
         # The writing thread has a group of its own, so that it never meets the trainer's collectives.
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._stager: DefaultStager | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -203,8 +205,8 @@ class Checkpointer:
                     shutil.rmtree(temporary, ignore_errors=True)
                     (temporary / "dcp").mkdir(parents=True)
                 self._barrier()
-                writer = dcp.FileSystemWriter(temporary / "dcp", sync_files=False, thread_count=1)
-                dcp.save(
+                writer = FileSystemWriter(temporary / "dcp", sync_files=False, thread_count=1)
+                write_shards(
                     checkpoint.tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None
                 )
         except BaseException as caught:  # noqa: BLE001 (raised again below, after all ranks have met)
@@ -304,15 +306,16 @@ def check(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
     return manifest
 
 
-def load_tensors(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
+def load_tensors(folder: Path, tensors: dict[str, Tensor], *, together: bool = True) -> None:
     """Reads `folder`'s tensors into `tensors`, in place, whatever world size wrote them.
 
-    Generator states that the folder lacks (it was written by fewer ranks) stay as they are.
+    Generator states that the folder lacks (it was written by fewer ranks) stay as they are. With `together` all ranks of
+    the process group must call it; without, this one reads by itself.
 
     Raises:
         MifyError: a tensor is absent or has another shape: the checkpoint is of another model.
     """
-    reader = dcp.FileSystemReader(folder / "dcp")
+    reader = FileSystemReader(folder / "dcp")
     stored = reader.read_metadata().state_dict_metadata
     wanted = {name: value for name, value in tensors.items() if name in stored or not name.startswith("rng.")}
     for name, value in wanted.items():
@@ -325,14 +328,12 @@ def load_tensors(folder: Path, tensors: dict[str, Tensor], world: World) -> None
             )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(wanted, storage_reader=reader, no_dist=world.size == 1)
+        read_shards(wanted, storage_reader=reader, no_dist=not (together and dist.is_initialized()))
 
 
 def load_model(folder: str | os.PathLike[str], model: nn.Module) -> None:
     """Reads only the weights of a checkpoint folder into `model` (unsharded)."""
-    load_tensors(
-        Path(folder), {f"model.{k}": v for k, v in model.state_dict().items()}, World(0, 1, 1, torch.device("cpu"))
-    )
+    load_tensors(Path(folder), {f"model.{k}": v for k, v in model.state_dict().items()}, together=False)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

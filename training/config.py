@@ -111,7 +111,7 @@ class ParallelSection:
     threads: int | None = None  # CPU threads per rank; None: torch's choice. Sums depend on it: fix it to be exact
     shard: Literal["none", "fsdp", "hsdp"] = "fsdp"  # used where there is more than one rank
     hsdp_shards: int | None = None  # ranks in a sharding group; None: those of one machine
-    precision: Literal["fp32", "bf16", "fp8"] = "fp32"  # of matrix products; weights and optimizer stay fp32
+    precision: Literal["fp32", "bf16"] = "fp32"  # of activations and products; weights and optimizer stay fp32
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False  # torch.compile, layer by layer
     deterministic: bool = True  # torch.use_deterministic_algorithms
@@ -294,6 +294,8 @@ def _check(config: TrainConfig) -> None:
             f"data.rows_per_step = {data.rows_per_step} is no multiple of data.micro_rows = {data.micro_rows}",
             "choose a micro batch that divides the batch",
         )
+    if parallel.fixed_order and parallel.precision != "fp32":
+        raise MifyError("parallel.fixed_order needs parallel.precision = fp32", "set one of the two")
     if config.init.weights and config.init.state:
         raise MifyError("init.weights and init.state are both set", 'set one of them to "none"')
     if "/" in config.name or not config.name.strip(". "):

@@ -21,7 +21,7 @@ from torch import Tensor
 from mify.data.batch import PackedBatch
 from mify.errors import MifyError
 
-from .parallel import autocast, gradient_sync, is_sharded
+from .parallel import gradient_sync, is_sharded
 
 if TYPE_CHECKING:
     from .run_state import Run
@@ -72,7 +72,7 @@ def _in_fixed_order(run: Run, batch: PackedBatch, tokens: int) -> float:
         gradients.append(_flatten([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]))
         run.optimizer.zero_grad()
     flat = _over_ranks(run, tree_sum(gradients, torch.add))
-    for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    for parameter, piece in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
         parameter.grad = piece.view_as(parameter)
     return float(_over_ranks(run, tree_sum(losses, torch.add)))
 
@@ -93,9 +93,8 @@ def _backward(run: Run, batch: PackedBatch, scale: float) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=device)
     for index, part in enumerate(parts):
         gradient_sync(model, last=index == len(parts) - 1)
-        with autocast(config.parallel, run.world, is_sharded(model)):
-            loss, _ = model.loss(part.to(device, non_blocking=True), z_loss=config.optimizer.z_loss)
-        (loss * scale).backward()
+        loss, _ = model.loss(part.to(device, non_blocking=True), z_loss=config.optimizer.z_loss)
+        torch.autograd.backward(loss * scale)
         total += loss.detach()
     return total
 
@@ -113,5 +112,5 @@ def _flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    for tensor, piece in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+    for tensor, piece in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
         tensor.copy_(piece.view_as(tensor))

@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from mify.errors import MifyError
 
 from .config import ParallelSection
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,12 @@ def open_world(config: ParallelSection) -> Iterator[World]:
     if kind == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    joined = size > 1 and not dist.is_initialized()
+    joined = (size > 1 or config.precision != "fp32") and not dist.is_initialized()
     if joined:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        # FSDP does the mixed precision, so a lone rank that wants it is a group of one.
+        store = dist.HashStore() if size == 1 else None
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30), store=store, rank=rank, world_size=size)
     try:
         yield World(rank, size, local_size, device)
     finally:
@@ -100,7 +105,7 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def distribute(model: nn.Module, config: ParallelSection, world: World) -> nn.Module:
+def distribute(model: M, config: ParallelSection, world: World) -> M:
     """Applies activation checkpointing, per-layer compilation and sharding to `model`, in place, and moves it."""
     layers = layers_of(model)
     if config.activation_checkpointing != "none":
@@ -110,11 +115,13 @@ def distribute(model: nn.Module, config: ParallelSection, world: World) -> nn.Mo
         for layer in layers:
             layer.compile(fullgraph=True)
     model.to(world.device)
-    if world.size == 1 or config.shard == "none" or config.fixed_order:
+    replicated = config.shard == "none" or config.fixed_order
+    if config.precision == "fp32" and (world.size == 1 or replicated):
         return model
-    mesh = _mesh(config, world)
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    options: dict[str, Any] = {"mesh": mesh} | ({"mp_policy": policy} if config.precision != "fp32" else {})
+    options: dict[str, Any] = {"mesh": _mesh(config, world)}
+    if config.precision == "bf16":
+        # Inputs keep their types: rotary angles must stay fp32.
+        options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for layer in layers:
         fully_shard(layer, **options)
     fully_shard(model, **options)
@@ -125,7 +132,7 @@ def distribute(model: nn.Module, config: ParallelSection, world: World) -> nn.Mo
 def _mesh(config: ParallelSection, world: World) -> DeviceMesh:
     if config.shard == "fsdp":
         return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
-    shards = config.hsdp_shards or world.local_size
+    shards = 1 if config.shard == "none" else config.hsdp_shards or world.local_size
     if world.size % shards:
         raise MifyError(
             f"{world.size} ranks do not divide into sharding groups of {shards}",
@@ -150,7 +157,9 @@ def _checkpoint_activations(layer: nn.Module, *, selective: bool) -> None:
     def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         return CheckpointPolicy.MUST_SAVE if op in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
-    extra = {"context_fn": functools.partial(create_selective_checkpoint_contexts, policy)} if selective else {}
+    extra: dict[str, Any] = {}
+    if selective:
+        extra["context_fn"] = functools.partial(create_selective_checkpoint_contexts, policy)
     forward = layer.forward
 
     @functools.wraps(forward)
@@ -159,14 +168,7 @@ def _checkpoint_activations(layer: nn.Module, *, selective: bool) -> None:
             return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, **extra, **kwargs)
 
-    layer.forward = recomputed  # type: ignore[method-assign]
-
-
-def autocast(config: ParallelSection, world: World, sharded: bool) -> AbstractContextManager[None]:
-    """Mixed precision of a model that FSDP does not cast itself: bf16 products, fp32 weights."""
-    if config.precision == "fp32" or sharded:
-        return nullcontext()
-    return torch.autocast(world.device.type, dtype=torch.bfloat16)
+    layer.forward = recomputed  # on the instance: module paths, and so parameter names, stay as they are
 
 
 def is_sharded(model: nn.Module) -> bool:

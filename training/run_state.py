@@ -75,7 +75,7 @@ class Run:
         self.tokenizer = Tokenizer.load(self.tokenizer_path) if self.tokenizer_path else None
         model = self._make_model()
         self.model_config: ModelConfig = model.config
-        self.model: Model = distribute(model, config.parallel, world)
+        self.model = distribute(model, config.parallel, world)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.stream = open_stream(config, world)
         self._batches = iter(self.stream)
@@ -152,7 +152,7 @@ class Run:
         """Puts the run back to a checkpoint. With `keep_stream` the data goes on where it is (a rollback)."""
         state = read_state(folder)
         tensors = tensors_of(self.model, self.optimizer, self.world)
-        load_tensors(folder, tensors, self.world)
+        load_tensors(folder, tensors)
         restore_rng(tensors, self.world)
         self.step, self.trained_tokens = state["step"], state["trained_tokens"]
         if not keep_stream:

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from toy import PoisonedStream, ToyStream, poison_losses, toy_config
 
 import mify
 from mify.errors import MifyError
 from mify.model import Model
-from mify.training import run_state, tensorboard
+from mify.training import checkpoint, run_state, tensorboard
 from mify.training.checkpoint import check, load_model
 from mify.training.config import StabilitySection
 from mify.training.metrics import MetricsLog, read_metrics, without_times
@@ -126,13 +125,13 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: str
 ) -> None:
     train(toy_config(tmp_path, "--steps=8"), Listener())
-    real = dcp.save
+    real = checkpoint.write_shards
 
     def full(*args: Any, **kwargs: Any) -> Any:
         real(*args, **kwargs)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(dcp, "save", full)
+    monkeypatch.setattr(checkpoint, "write_shards", full)
     with pytest.raises(MifyError, match=r"the disk is full: the checkpoint .*step-00000012 could not be written"):
         train(toy_config(tmp_path, f"--checkpoint.asynchronous={asynchronous}"), Listener())
     assert checkpoints(tmp_path) == ["step-00000004", "step-00000008"]

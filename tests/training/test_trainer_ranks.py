@@ -20,6 +20,8 @@ from mify.training.metrics import read_metrics, without_times
 from mify.training.trainer import train
 
 TOY = Path(__file__).parent / "toy.py"
+FIXED_ORDER = "--parallel.fixed_order=true"
+BFLOAT16 = "--parallel.precision=bf16"
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +35,8 @@ def quiet(step: int, steps: int, record: dict) -> None:
     """No progress."""
 
 
-def run_ranks(count: int, folder: Path, *overrides: str, **environment: str) -> None:
-    """The toy run on `count` processes, as torchrun would start them."""
+def run_ranks(count: int, folder: Path, *arguments: str) -> None:
+    """Toy runs on `count` processes, as torchrun would start them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -44,13 +46,32 @@ def run_ranks(count: int, folder: Path, *overrides: str, **environment: str) -> 
             "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-        command = [sys.executable, str(TOY), str(folder), *overrides]
-        processes.append(subprocess.Popen(command, env=env | environment))
+        processes.append(subprocess.Popen([sys.executable, str(TOY), str(folder), *arguments], env=env))
     assert [process.wait(timeout=240) for process in processes] == [0] * count
 
 
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two ranks, in one start of them: plain, hsdp, bf16, with a NaN, in fixed order."""
+    folder = tmp_path_factory.mktemp("two")
+    run_ranks(
+        2, folder, "--name=plain", "+", "--name=hsdp", "--parallel.shard=hsdp", "--parallel.hsdp_shards=1",
+        "+", "--name=replicated", "--parallel.shard=none", "+", "--name=bf16", BFLOAT16,
+        "+", "--name=nan", "poison=5", "+", "--name=fixed", FIXED_ORDER,
+        "+", "--name=recomputed", "--parallel.activation_checkpointing=full",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    """The plain run in this process."""
+    train(toy_config(tmp_path, "--name=alone"), quiet)
+    return tmp_path / "alone"
+
+
 def losses(run: Path) -> list[float]:
-    return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
+    return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if record.get("loss") is not None]
 
 
 def weights(run: Path, scratch: Path) -> dict[str, torch.Tensor]:
@@ -69,47 +90,71 @@ def assert_close(first: Path, second: Path, scratch: Path) -> None:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
 
 
-def test_two_sharded_ranks_train_as_one_process_and_reshard(tmp_path: Path) -> None:
-    train(toy_config(tmp_path / "one"), quiet)
-    run_ranks(2, tmp_path / "two")
-    assert_close(tmp_path / "one" / "toy", tmp_path / "two" / "toy", tmp_path)
-
-    # Two ranks until step 8, one after it: the shards are put together, and the stream goes on.
-    shutil.rmtree(tmp_path / "two" / "toy" / "checkpoints" / "step-00000012")
-    train(toy_config(tmp_path / "two"), quiet)
-    assert_close(tmp_path / "one" / "toy", tmp_path / "two" / "toy", tmp_path)
+@pytest.mark.parametrize("name", ["plain", "hsdp", "replicated", "recomputed"])
+def test_two_ranks_train_as_one_process(two_ranks: Path, alone: Path, tmp_path: Path, name: str) -> None:
+    assert_close(alone, two_ranks / name, tmp_path)
 
 
-def test_more_micro_batches_train_as_one(tmp_path: Path) -> None:
-    train(toy_config(tmp_path / "one"), quiet)
-    train(toy_config(tmp_path / "four", "--data.micro_rows=2"), quiet)
-    assert_close(tmp_path / "one" / "toy", tmp_path / "four" / "toy", tmp_path)
+def test_a_run_of_two_goes_on_with_one(two_ranks: Path, alone: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_ranks / "plain", tmp_path / "plain")
+    shutil.rmtree(tmp_path / "plain" / "checkpoints" / "step-00000012")
+    assert train(toy_config(tmp_path, "--name=plain"), quiet).step == 12
+    assert_close(alone, tmp_path / "plain", tmp_path)
 
 
-def test_a_nan_on_one_rank_is_skipped_by_all(tmp_path: Path) -> None:
-    run_ranks(2, tmp_path / "two", TOY_POISON="5")
-    records = read_metrics(tmp_path / "two" / "toy" / "metrics.jsonl")
+def test_a_run_of_one_goes_on_with_two(alone: Path, tmp_path: Path) -> None:
+    shutil.copytree(alone, tmp_path / "more")
+    shutil.rmtree(tmp_path / "more" / "checkpoints" / "step-00000012")
+    run_ranks(2, tmp_path, "--name=more")
+    assert_close(alone, tmp_path / "more", tmp_path)
+
+
+def test_bf16_products_train_nearly_alike(two_ranks: Path, alone: Path, tmp_path: Path) -> None:
+    train(toy_config(tmp_path, "--name=bf16", BFLOAT16), quiet)
+    for run in (two_ranks / "bf16", tmp_path / "bf16"):
+        assert losses(run) != losses(alone)
+        assert max(abs(x - y) / x for x, y in zip(losses(run), losses(alone), strict=True)) <= 2e-2
+    master = weights(tmp_path / "bf16", tmp_path / "w.pt")
+    assert all(value.dtype == torch.float32 for value in master.values())
+
+
+def test_more_micro_batches_train_as_one(alone: Path, tmp_path: Path) -> None:
+    train(toy_config(tmp_path, "--name=four", "--data.micro_rows=2"), quiet)
+    assert_close(alone, tmp_path / "four", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["full", "selective"])
+def test_recomputed_activations_change_no_bit(alone: Path, tmp_path: Path, kind: str) -> None:
+    train(toy_config(tmp_path, "--name=recomputed", f"--parallel.activation_checkpointing={kind}"), quiet)
+    assert losses(tmp_path / "recomputed") == losses(alone)
+
+
+def test_a_nan_on_one_rank_is_skipped_by_all(two_ranks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = read_metrics(two_ranks / "nan" / "metrics.jsonl")
     (skipped,) = [record for record in records if record.get("event") == "skipped"]
-    assert skipped["batch"] == 5
-    assert skipped["step"] == 6
+    assert (skipped["batch"], skipped["step"]) == (5, 6)
     assert [record["step"] for record in records if record.get("loss", 0) is None] == [6]
-    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "two" / "toy", tmp_path / "w.pt").values())
-    os.environ["TOY_POISON"] = "5"
-    try:
-        train(toy_config(tmp_path / "one"), quiet)
-    finally:
-        del os.environ["TOY_POISON"]
-    ours = [x for x in losses(tmp_path / "one" / "toy") if x is not None]
-    theirs = [x for x in losses(tmp_path / "two" / "toy") if x is not None]
-    assert max(abs(x - y) / x for x, y in zip(ours, theirs, strict=True)) <= 1e-6
+    assert all(torch.isfinite(value).all() for value in weights(two_ranks / "nan", tmp_path / "w.pt").values())
+    monkeypatch.setenv("TOY_POISON", "5")
+    train(toy_config(tmp_path, "--name=nan"), quiet)
+    both = zip(losses(tmp_path / "nan"), losses(two_ranks / "nan"), strict=True)
+    assert max(abs(x - y) / x for x, y in both) <= 1e-6
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_in_fixed_order_any_world_size_computes_the_same_bits(tmp_path: Path, count: int) -> None:
-    fixed = "--parallel.fixed_order=true"
-    train(toy_config(tmp_path / "one", fixed), quiet)
-    run_ranks(count, tmp_path / "many", fixed)
-    one, many = tmp_path / "one" / "toy", tmp_path / "many" / "toy"
+def assert_same_bits(one: Path, many: Path, tmp_path: Path) -> None:
     assert without_times(read_metrics(one / "metrics.jsonl")) == without_times(read_metrics(many / "metrics.jsonl"))
     a, b = weights(one, tmp_path / "a.pt"), weights(many, tmp_path / "b.pt")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_in_fixed_order_two_ranks_compute_the_bits_of_one(two_ranks: Path, tmp_path: Path) -> None:
+    train(toy_config(tmp_path, FIXED_ORDER), quiet)
+    assert_same_bits(tmp_path / "toy", two_ranks / "fixed", tmp_path)
+
+
+@pytest.mark.slow
+def test_in_fixed_order_four_ranks_compute_the_bits_of_one(tmp_path: Path) -> None:
+    overrides = (FIXED_ORDER, "--steps=50")
+    train(toy_config(tmp_path / "one", *overrides), quiet)
+    run_ranks(4, tmp_path / "four", *overrides)
+    assert_same_bits(tmp_path / "one" / "toy", tmp_path / "four" / "toy", tmp_path)

@@ -1,6 +1,7 @@
 """A tiny run: a token stream that is a pure function of (seed, step), and a configuration around it.
 
-As a script it trains in a process of its own, which tests kill: `python toy.py FOLDER [--key=value …]`.
+As a script it trains in a process of its own, which tests kill: `python toy.py FOLDER [--key=value …]`; after a `+`
+comes another run. `poison=5,6` plants NaN in the last rank's batches 5 and 6.
 """
 
 from __future__ import annotations
@@ -99,10 +100,25 @@ def poison_losses() -> Any:
     return original
 
 
-if __name__ == "__main__":
+def main(folder: Path, arguments: list[str]) -> None:
     from mify.training.trainer import train
 
     use_toy_stream(PoisonedStream)
     poison_losses()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    train(toy_config(Path(sys.argv[1]), *sys.argv[2:]), progress=lambda step, steps, record: None)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        torch.distributed.init_process_group("gloo")
+    runs: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument == "+":
+            runs.append([])
+        else:
+            runs[-1].append(argument)
+    for overrides in runs:
+        poison = [o.removeprefix("poison=") for o in overrides if o.startswith("poison=")]
+        os.environ["TOY_POISON"] = ",".join(poison)
+        config = toy_config(folder, *(o for o in overrides if not o.startswith("poison=")))
+        train(config, progress=lambda step, steps, record: None)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
