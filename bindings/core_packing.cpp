@@ -137,10 +137,10 @@ struct Shards {
   mify::ShardsView view;
 };
 
-py::dict plan_window(const mify::Bpe& bpe, const Shards& shards, const Array<int64_t>& documents, int32_t context,
-                     int32_t max_pieces, uint64_t seed, uint32_t epoch, uint32_t window, uint64_t corpus_key,
-                     uint64_t fim_domains, uint64_t rate_threshold, uint64_t spm_threshold, bool cut_lines,
-                     const std::array<uint32_t, 4>& sentinels, int64_t file_separator, unsigned threads) {
+py::tuple plan_window(const mify::Bpe& bpe, const Shards& shards, const Array<int64_t>& documents, int32_t context,
+                      int32_t max_pieces, uint64_t seed, uint32_t epoch, uint32_t window, uint64_t corpus_key,
+                      uint64_t fim_domains, uint64_t rate_threshold, uint64_t spm_threshold, bool cut_lines,
+                      const std::array<uint32_t, 4>& sentinels, int64_t file_separator, unsigned threads) {
   mify::WindowOptions options;
   if (context <= mify::kFimRoom) throw py::value_error("context: more than " + std::to_string(mify::kFimRoom));
   if (epoch >= 1u << 24) throw py::value_error("epoch: below 2^24 is expected");
@@ -177,7 +177,6 @@ py::dict plan_window(const mify::Bpe& bpe, const Shards& shards, const Array<int
   counts["source_tokens"] = plan.counts.source_tokens;
   counts["tokens"] = plan.counts.tokens;
   py::dict out;
-  out["counts"] = counts;
   out["bin_starts"] = to_array(std::move(plan.bin_starts));
   out["piece_document"] = to_array(std::move(plan.piece_document));
   out["piece_fragment"] = to_array(std::move(plan.piece_fragment));
@@ -187,7 +186,7 @@ py::dict plan_window(const mify::Bpe& bpe, const Shards& shards, const Array<int
   out["span_source"] = to_array(std::move(plan.spans.source));
   out["span_length"] = to_array(std::move(plan.spans.length));
   out["patches"] = to_array(std::move(plan.spans.patches));
-  return out;
+  return py::make_tuple(out, counts);
 }
 
 // `plan` holds the arrays that plan_window returned, in the order of PlanView.

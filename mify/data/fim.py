@@ -143,7 +143,6 @@ class Body:
         meet = next((q for q in starts if q in self.boundaries), None)
         part = high
         if high < len(self.text):
-            part -= 1
             while part > low and not boundary_between(self.text[part - 1], self.text[part]):
                 part -= 1
             if part == low:

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mify.data.fim import MIN_CONTEXT, FimConfig
+from mify.data.philox import threshold
 from mify.data.shards import TokenShards
 from mify.errors import MifyError
+from mify.special_tokens import FILE_SEP
 from mify.tokenizer import Tokenizer
 
 
@@ -103,14 +105,60 @@ class PlanConfig:
 
 
 def plan_window(
-    shards: TokenShards, tokenizer: Tokenizer, documents: Sequence[int], config: PlanConfig, epoch: int, window: int
+    shards: TokenShards,
+    tokenizer: Tokenizer,
+    documents: Sequence[int] | NDArray[np.int64],
+    config: PlanConfig,
+    epoch: int,
+    window: int,
+    threads: int = 1,
 ) -> WindowPlan:
-    """Plans the documents of one window. A pure function of its arguments.
+    """Plans the documents of one window. A pure function of its arguments (`threads` do not change the result).
 
     Args:
         documents: numbers in `shards`, in the order of the window.
         epoch: below 2^24. window: its number within the epoch, by which the order of the bins is keyed.
-    """
-    from mify.data.plan_ref import plan_window_ref
 
-    return plan_window_ref(shards, tokenizer, documents, config, epoch, window)
+    Raises: MifyError: no FIM tokens in the vocabulary, a pre-tokenizer that is not qwen2's, a damaged shard.
+    """
+    from mify._core import packing
+
+    fim = config.fim
+    domains = [shards.domain_names.index(name) for name in fim.domains if name in shards.domain_names] if fim else []
+    if tokenizer.native is None:
+        raise MifyError(
+            "the plan cannot cut text of this tokenizer: its pre-tokenizer is another than qwen2's",
+            "use a tokenizer that `mify tokenizer train` made",
+        )
+    sentinels = [tokenizer.fim_prefix_id, tokenizer.fim_middle_id, tokenizer.fim_suffix_id, tokenizer.eot_id]
+    if None in sentinels:
+        if fim is not None and fim.rate > 0:
+            raise MifyError("this vocabulary has no FIM tokens", "set the FIM rate to 0, or use one that has them")
+        domains = []
+    documents = np.asarray(documents, np.int64)
+    try:
+        arrays, counts = packing.plan_window(
+            tokenizer.native,
+            shards.native,
+            documents,
+            context=config.context,
+            max_pieces=config.segments,
+            seed=config.seed,
+            epoch=epoch,
+            window=window,
+            corpus_key=shards.key,
+            fim_domains=sum(1 << domain for domain in domains),
+            rate_threshold=threshold(fim.rate) if fim else 0,
+            spm_threshold=threshold(fim.spm_rate) if fim else 0,
+            cut_lines=fim is not None and fim.span == "line",
+            sentinels=[0 if index is None else index for index in sentinels],
+            file_separator=tokenizer.special.get(FILE_SEP, -1),
+            threads=threads,
+        )
+    except ValueError as error:
+        raise MifyError(
+            f"{shards.folder}: {error}", "verify the shards: mify tokenize --inspect FOLDER --verify"
+        ) from None
+    bins = len(arrays["bin_starts"]) - 1
+    padding = bins * config.context - counts["tokens"]
+    return WindowPlan(**arrays, counts=PlanCounts(documents=len(documents), bins=bins, padding=padding, **counts))

@@ -26,9 +26,10 @@ def plan_window_ref(
     pieces: list[tuple[int, int, FimPiece]] = []
     for document in documents:
         ids = shards.document(document).tolist()
+        if not ids:
+            continue
         may_fim = fim is not None and shards.domain_names[shards.domains[document]] in fim.domains
         key = int(shards.document_ids[document])
-        counts["documents"] += 1
         counts["source_tokens"] += len(ids)
 
         def chosen(number: int, key: int = key, may_fim: bool = may_fim) -> bool:
@@ -68,7 +69,7 @@ def plan_window_ref(
     bins = best_fit_decreasing(lengths, config.context, config.segments)
     order = Permutation(len(bins), config.seed, epoch, shards.key, window, Purpose.BIN_ORDER)
     bins = [bins[order(place)] for place in range(len(bins))]
-    counts |= {"fragments": len(pieces), "tokens": sum(lengths), "bins": len(bins)}
+    counts |= {"documents": len(documents), "fragments": len(pieces), "tokens": sum(lengths), "bins": len(bins)}
     counts["padding"] = len(bins) * config.context - counts["tokens"]
 
     placed = [pieces[number] for numbers in bins for number in numbers]
@@ -79,13 +80,19 @@ def plan_window_ref(
     for document, _, piece in placed:
         base = int(shards.offsets[document])
         for span in piece.spans:
+            fresh = len(source) == span_starts[-1]
             if isinstance(span, list):
-                source.append(~len(patches))
-                length.append(len(span))
-                patches.extend(span)
-            else:
-                source.append(base + span[0])
-                length.append(span[1] - span[0])
+                if span and (fresh or source[-1] >= 0):
+                    source.append(~len(patches))
+                    length.append(0)
+                if span:
+                    length[-1] += len(span)
+                    patches.extend(span)
+            elif span[0] < span[1]:
+                if fresh or source[-1] < 0 or source[-1] + length[-1] != base + span[0]:
+                    source.append(base + span[0])
+                    length.append(0)
+                length[-1] += span[1] - span[0]
         span_starts.append(len(source))
     return WindowPlan(
         bin_starts=np.concatenate([[0], np.cumsum([len(numbers) for numbers in bins])]).astype(np.int64),

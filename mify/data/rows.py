@@ -77,7 +77,7 @@ class PackedRows:
 
 def make_rows(
     plan: WindowPlan,
-    bins: Sequence[int],
+    bins: Sequence[int] | NDArray[np.int64],
     shards: TokenShards,
     *,
     context: int,
@@ -85,6 +85,7 @@ def make_rows(
     sentinels: Collection[int] = (),
     loss: Loss = "all",
     skip: Collection[int] = (),
+    threads: int = 1,
 ) -> PackedRows:
     """The rows of some of a plan's bins.
 
@@ -93,45 +94,27 @@ def make_rows(
         skip: keys (64 bits of the id) of documents that are replaced by padding without loss; the plan, and so
             everything else, stays as it is.
     """
-    tokens = np.full((len(bins), context), pad_id, shards.dtype)
-    loss_mask = np.zeros((len(bins), context), bool)
-    starts: list[int] = []
-    row_starts = [0]
-    used = np.zeros(len(bins), np.int32)
-    sentinel_ids = np.array(sorted(sentinels), np.int64)
-    for row, number in enumerate(bins):
-        place = 0
-        for piece in range(int(plan.bin_starts[number]), int(plan.bin_starts[number + 1])):
-            begin = place
-            starts.append(begin)
-            for span in range(int(plan.span_starts[piece]), int(plan.span_starts[piece + 1])):
-                source, length = int(plan.span_source[span]), int(plan.span_length[span])
-                if source < 0:
-                    patch = plan.patches[~source : ~source + length]
-                    tokens[row, place : place + length] = patch
-                    loss_mask[row, place : place + length] = ~np.isin(patch, sentinel_ids)
-                else:
-                    shard = int(np.searchsorted(shards.shard_starts, source, side="right")) - 1
-                    first = source - int(shards.shard_starts[shard])
-                    tokens[row, place : place + length] = shards.tokens[shard][first : first + length]
-                    loss_mask[row, place : place + length] = True
-                place += length
-            if loss == "middle" and plan.piece_mode[piece]:
-                loss_mask[row, begin : begin + int(plan.piece_middle[piece])] = False
-            loss_mask[row, begin] = False
-            if int(shards.document_ids[plan.piece_document[piece]]) in skip:
-                tokens[row, begin:place] = pad_id
-                loss_mask[row, begin:place] = False
-        used[row] = place
-        if place < context:
-            starts.append(place)
-        row_starts.append(len(starts))
+    from mify._core import packing
+
     return PackedRows(
-        tokens,
-        np.packbits(loss_mask, axis=1, bitorder="little"),
-        np.array(starts, np.int32),
-        np.array(row_starts, np.int64),
-        used,
+        *packing.make_rows(
+            shards.native,
+            plan.bin_starts,
+            plan.piece_document,
+            plan.span_starts,
+            plan.span_source,
+            plan.piece_mode,
+            plan.piece_middle,
+            plan.span_length,
+            plan.patches,
+            np.asarray(bins, np.int64),
+            context=context,
+            pad_id=pad_id,
+            sentinels=sorted(sentinels),
+            middle_only=loss == "middle",
+            skip=np.array(sorted(skip), np.uint64),
+            threads=threads,
+        )
     )
 
 

@@ -21,8 +21,9 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,9 @@ from mify.errors import MifyError
 from mify.files import atomic_folder, read_json, remove_leftovers, sha256_file, write_json
 from mify.special_tokens import language_token
 from mify.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mify._core.packing import Shards as NativeShards
 
 FORMAT = "token-shards"
 VERSION = 1
@@ -92,6 +96,7 @@ def write_shards(
     *,
     shard_bytes: int = 256 << 20,
     language_separators: bool = False,
+    threads: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> ShardsReport:
     """Tokenizes documents (or a corpus file of them) into the folder `out`.
@@ -103,6 +108,7 @@ def write_shards(
     Args:
         shard_bytes: text per shard, in UTF-8 bytes.
         language_separators: begin each document with its `<|lang:NAME|>`.
+        threads: for encoding; they do not change the result.
         progress: called with the number of documents done since the last call.
 
     Raises: MifyError: no end-of-text token, no document with text, an unknown domain.
@@ -130,7 +136,7 @@ def write_shards(
             source.update(hashlib.sha256(document.text.encode(errors="surrogatepass")).digest())
         meta = _whole_shard(folder, source.hexdigest())
         if meta is None:
-            meta = _write_shard(folder, group.documents, tokenizer, source.hexdigest(), language_separators)
+            meta = _write_shard(folder, group.documents, tokenizer, source.hexdigest(), language_separators, threads)
         else:
             kept += 1
         shards.append({"name": folder.name, **meta})
@@ -215,19 +221,25 @@ def _whole_shard(folder: Path, source: str) -> dict[str, Any] | None:
 
 
 def _write_shard(
-    folder: Path, documents: list[TextDocument], tokenizer: Tokenizer, source: str, language_separators: bool
+    folder: Path,
+    documents: list[TextDocument],
+    tokenizer: Tokenizer,
+    source: str,
+    language_separators: bool,
+    threads: int,
 ) -> dict[str, Any]:
     lengths = np.zeros(len(documents), np.int64)
     pieces: list[NDArray[Any]] = []
     dtype = _token_dtype(tokenizer)
     for start in range(0, len(documents), _ENCODE_AT_ONCE):
         batch = documents[start : start + _ENCODE_AT_ONCE]
-        encoded = tokenizer.encode_batch([document.text for document in batch])
-        for place, (document, ids) in enumerate(zip(batch, encoded, strict=True), start):
+        ids, offsets = tokenizer.encode_arrays([document.text for document in batch], threads)
+        for place, document in enumerate(batch):
             token = language_token(document.language) if language_separators else None
             head = [tokenizer.special[token]] if token is not None and token in tokenizer.special else []
-            pieces.append(np.array([*head, *ids, tokenizer.eot_id], np.int64).astype(dtype))
-            lengths[place] = len(pieces[-1])
+            body = ids[offsets[place] : offsets[place + 1]]
+            pieces.append(np.concatenate([head, body, [tokenizer.eot_id]]).astype(dtype))
+            lengths[start + place] = len(pieces[-1])
     byte_lengths = np.array([len(document.text.encode()) for document in documents], np.int64)
     domains = np.array([DOMAINS.index(document.domain) for document in documents], np.uint8)
     arrays = {
@@ -309,6 +321,18 @@ class TokenShards:
         self.document_ids: NDArray[np.uint64] = np.concatenate([shard["document_ids"] for shard in shards])
         self.byte_lengths: NDArray[np.int64] = np.concatenate([shard["byte_lengths"] for shard in shards])
         self.domains: NDArray[np.uint8] = np.concatenate([shard["domains"] for shard in shards])
+
+    @cached_property
+    def native(self) -> NativeShards:
+        """These shards as `mify._core` reads them."""
+        from mify._core.packing import Shards as NativeShards
+
+        return NativeShards(
+            tokens=[np.asarray(tokens) for tokens in self.tokens],
+            offsets=self.offsets,
+            keys=self.document_ids,
+            domains=self.domains,
+        )
 
     @property
     def key(self) -> int:

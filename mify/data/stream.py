@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from mify._core import packing
 from mify.data.batch import PackedBatch
 from mify.data.fim import FimConfig
-from mify.data.philox import Permutation, Purpose
+from mify.data.philox import Purpose
 from mify.data.plan import PlanConfig, PlanCounts, WindowPlan, plan_window
 from mify.data.rows import Loss, PackedRows, concatenate, make_rows, padding_rows
 from mify.data.shards import TokenShards
@@ -102,6 +103,7 @@ class TokenStream(IterableDataset[PackedBatch]):
         max_segments: int | None = None,
         tokenizer: Tokenizer | None = None,
         verify: bool | None = None,
+        threads: int = 1,
     ) -> None:
         super().__init__()
         _check(sources, rows_per_step, rank, world_size, exhausted, loss)
@@ -114,6 +116,7 @@ class TokenStream(IterableDataset[PackedBatch]):
         self.exhausted: Exhausted = exhausted
         self.skip = frozenset(int(i[:16], 16) if isinstance(i, str) else i for i in skip)
         self.window_documents = window_documents
+        self.threads = threads
         self.step = 0
         self.counts = PlanCounts()
         self._feeds = [_Feed(source, TokenShards(source.path, tokenizer, verify)) for source in sources]
@@ -241,9 +244,12 @@ class TokenStream(IterableDataset[PackedBatch]):
         if feed.plan is None or feed.planned != (cursor.epoch, cursor.window):
             documents, windows = feed.shards.num_documents, self._num_windows(feed)
             low, high = (documents * (cursor.window + i) // windows for i in (0, 1))
-            order = Permutation(documents, self.config.seed, cursor.epoch, feed.shards.key, 0, Purpose.DOCUMENT_ORDER)
-            chosen = [order(place) for place in range(low, high)]
-            feed.plan = plan_window(feed.shards, self.tokenizer, chosen, self.config, cursor.epoch, cursor.window)
+            chosen = packing.permutation(
+                documents, self.config.seed, cursor.epoch, feed.shards.key, 0, Purpose.DOCUMENT_ORDER, low, high
+            )
+            feed.plan = plan_window(
+                feed.shards, self.tokenizer, chosen, self.config, cursor.epoch, cursor.window, self.threads
+            )
             feed.bin_tokens = feed.plan.bin_tokens().tolist()
             feed.planned = (cursor.epoch, cursor.window)
             self.counts = self.counts + feed.plan.counts
@@ -295,6 +301,7 @@ class TokenStream(IterableDataset[PackedBatch]):
                     sentinels=self._sentinels,
                     loss=self.loss,
                     skip=self.skip,
+                    threads=self.threads,
                 )
             )
         if len(mine) < share:
