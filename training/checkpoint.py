@@ -309,8 +309,8 @@ def check(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
 def load_tensors(folder: Path, tensors: dict[str, Tensor], *, together: bool = True) -> None:
     """Reads `folder`'s tensors into `tensors`, in place, whatever world size wrote them.
 
-    Generator states that the folder lacks (it was written by fewer ranks) stay as they are. With `together` all ranks of
-    the process group must call it; without, this one reads by itself.
+    Generator states that the folder lacks (it was written by fewer ranks) stay as they are. With `together`, all ranks
+    of the process group must call it; without, this one reads by itself.
 
     Raises:
         MifyError: a tensor is absent or has another shape: the checkpoint is of another model.

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -86,7 +87,7 @@ def open_world(config: ParallelSection) -> Iterator[World]:
     joined = (size > 1 or config.precision != "fp32") and not dist.is_initialized()
     if joined:
         # FSDP does the mixed precision, so a lone rank that wants it is a group of one.
-        store = dist.HashStore() if size == 1 else None
+        store = HashStore() if size == 1 else None
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=30), store=store, rank=rank, world_size=size)
     try:

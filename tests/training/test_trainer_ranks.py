@@ -102,6 +102,7 @@ def test_a_run_of_two_goes_on_with_one(two_ranks: Path, alone: Path, tmp_path: P
     assert_close(alone, tmp_path / "plain", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_of_one_goes_on_with_two(alone: Path, tmp_path: Path) -> None:
     shutil.copytree(alone, tmp_path / "more")
     shutil.rmtree(tmp_path / "more" / "checkpoints" / "step-00000012")
