@@ -158,11 +158,14 @@ def _write(
 
     schema = pa.schema(
         [pa.field(field, pa.string(), nullable=False) for field in fields],
-        metadata={"mify.format": name, "mify.version": VERSION},
+        # Parquet checks its pages by CRC but not its footer: the number of rows stands twice.
+        metadata={"mify.format": name, "mify.version": VERSION, "mify.rows": str(len(rows))},
     )
     with (
         atomic_file(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=list(_DICTIONARY)) as writer,
+        pq.ParquetWriter(
+            temporary, schema, compression="zstd", use_dictionary=list(_DICTIONARY), write_page_checksum=True
+        ) as writer,
     ):
         for start, stop in _row_groups(sizes):
             columns = zip(*(row(item) for item in rows[start:stop]), strict=True)
@@ -191,8 +194,8 @@ def _parquet(path: str | os.PathLike[str]) -> Any:
     if not Path(path).is_file():
         raise MifyError(f"{path} does not exist", "check the path, or run the step that writes it (mify curate)")
     try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise MifyError(
             f"{path} is not a whole Parquet file ({error})", "it is damaged or of another kind: write it again"
         ) from None
@@ -214,16 +217,20 @@ def _read(path: str | os.PathLike[str], name: str, fields: Sequence[str]) -> Ite
                 f"{path} is {name} version {version!r}; this mify reads version {VERSION}",
                 "use the mify that wrote it, or write it again",
             )
-        missing = [field for field in fields if field not in file.schema_arrow.names]
-        if missing:
-            raise MifyError(f"{path} lacks the column {missing[0]!r}", "it is damaged: write it again")
-        last = ""
+        schema = file.schema_arrow
+        wrong = [name for name in fields if name not in schema.names or schema.field(name).type != pa.string()]
+        if wrong:
+            raise MifyError(f"{path} has no column {wrong[0]!r} of strings", "it is damaged: write it again")
+        last, count = "", 0
         try:
             for batch in file.iter_batches(batch_size=1024, columns=list(fields)):
                 for values in zip(*(batch.column(field).to_pylist() for field in fields), strict=True):
                     if values[0] < last:
                         raise MifyError(f"{path} is not sorted by id", "it was changed after it was written")
                     last = values[0]
+                    count += 1
                     yield values
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise MifyError(f"{path} is damaged ({error})", "delete it and write it again") from None
+        if metadata.get(b"mify.rows", str(count).encode()) != str(count).encode():
+            raise MifyError(f"{path} is damaged: rows are missing", "delete it and write it again")

@@ -67,7 +67,7 @@ _TOKENS = {
     "eyJ": r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}",
 }
 _TOKEN_PATTERNS = {prefix: re.compile(pattern) for prefix, pattern in _TOKENS.items()}
-_PRIVATE_KEY = re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----", re.S)
+_PRIVATE_KEY = re.compile(r"-----BEGIN ([A-Z ]{0,20}PRIVATE KEY-----)")
 _QUOTED = re.compile(r"[\"']([A-Za-z0-9+/_=.-]{20,})[\"']")
 _ASSIGNED = re.compile(
     r"(?i)(?:api_?key|apikey|secret|access_?key|auth_?token|access_?token|passw(?:or)?d|client_?secret)\w*[\"']?\s*[:=]\s*$"
@@ -201,9 +201,17 @@ def _replace(text: str, matches: list[Match]) -> str:
 
 
 def _private_keys(text: str) -> Iterator[Match]:
-    if "PRIVATE KEY-----" in text:
-        for match in _PRIVATE_KEY.finditer(text):
-            yield Match("private_key", match.start(), match.end())
+    endless: set[str] = set()  # kinds that end nowhere further on: asked once, so that the search stays linear
+    place = 0
+    while (begin := _PRIVATE_KEY.search(text, place)) is not None:
+        place = begin.end()
+        if begin.group(1) not in endless:
+            end = text.find(f"-----END {begin.group(1)}", place)
+            if end < 0:
+                endless.add(begin.group(1))
+                continue
+            place = end + len(f"-----END {begin.group(1)}")
+            yield Match("private_key", begin.start(), place)
 
 
 def _keys(text: str) -> Iterator[Match]:

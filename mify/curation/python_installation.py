@@ -125,6 +125,7 @@ class _Collector:
         self.pool = pool
         self.progress = progress
         self.rejected: list[Rejected] = []
+        self.refused: set[str] = set()
         self.bytes = 0
 
     def run(self, files: Sequence[InstalledFile]) -> Collection:
@@ -146,12 +147,12 @@ class _Collector:
 
         code = self._draw(python["code"], "code", budget["code"])
         text = self._draw(prose["text"], "text", half["text"])
-        text += self._docstrings(_others(python["code"], code), "text", budget["text"] - _bytes(text))
-        text += self._draw(_others(prose["text"], text), "text", budget["text"] - _bytes(text))
+        text += self._docstrings(self._others(python["code"], code), "text", budget["text"] - _bytes(text))
+        text += self._draw(self._others(prose["text"], text), "text", budget["text"] - _bytes(text))
         math = self._draw(python["math"], "math", half["math"])
         math += self._draw(prose["math"], "math", budget["math"] - _bytes(math))
-        math += self._docstrings(_others(python["math"], math), "math", budget["math"] - _bytes(math))
-        math += self._draw(_others(python["math"], math), "math", budget["math"] - _bytes(math))
+        math += self._docstrings(self._others(python["math"], math), "math", budget["math"] - _bytes(math))
+        math += self._draw(self._others(python["math"], math), "math", budget["math"] - _bytes(math))
 
         pools = {"code": code, "text": text, "math": math}
         held = self._held_out(pools)
@@ -203,7 +204,7 @@ class _Collector:
                 if total >= budget:
                     return drawn
                 if problem is not None:
-                    self.rejected.append(_reject(file, domain, *problem))
+                    self._refuse(file, domain, problem)
                 elif prose:
                     path = f"{file.path}#docstrings"
                     document = Document.create(prose, domain, "restructuredtext", file.license, SOURCE, file.repo, path)
@@ -212,12 +213,21 @@ class _Collector:
                     self._advance(document.num_bytes)
         return drawn
 
+    def _others(self, files: Iterable[InstalledFile], drawn: Iterable[_Drawn]) -> list[InstalledFile]:
+        """The files that were neither drawn nor refused."""
+        taken = self.refused.union(item.location for item in drawn)
+        return [file for file in files if file.location not in taken]
+
     def _read(self, file: InstalledFile, domain: str) -> str | None:
         text = _read_text(file)
         if isinstance(text, str):
             return text
-        self.rejected.append(_reject(file, domain, *text))
+        self._refuse(file, domain, text)
         return None
+
+    def _refuse(self, file: InstalledFile, domain: str, problem: tuple[str, dict[str, Any]]) -> None:
+        self.refused.add(file.location)
+        self.rejected.append(_reject(file, domain, *problem))
 
     def _held_out(self, pools: dict[str, list[_Drawn]]) -> frozenset[str]:
         held: set[str] = set()
@@ -263,11 +273,6 @@ class _Collector:
 
 def _bytes(drawn: Iterable[_Drawn]) -> int:
     return sum(item.document.num_bytes for item in drawn)
-
-
-def _others(files: Iterable[InstalledFile], drawn: Iterable[_Drawn]) -> list[InstalledFile]:
-    taken = {item.location for item in drawn}
-    return [file for file in files if file.location not in taken]
 
 
 def _reject(file: InstalledFile, domain: str, reason: str, evidence: dict[str, Any]) -> Rejected:

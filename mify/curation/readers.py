@@ -238,7 +238,7 @@ def read_parquet(path: Path, source: str, limits: Limits = DEFAULT_LIMITS) -> It
                 for record in batch.to_pylist():
                     number += 1
                     yield _of_record(record, place, f"{path.name}:{number}", limits)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise MifyError(f"{path} is damaged ({error})", "write or fetch it again") from None
 
 
