@@ -113,12 +113,14 @@ def _bubblewrap(kind: SandboxKind, mounts: Mounts, scratch_bytes: int) -> list[s
         elif Path("/", link).is_dir():
             command += ["--ro-bind", f"/{link}", f"/{link}"]
     if not mounts.prefix.is_relative_to("/usr"):
+        for parent in reversed(mounts.prefix.parents[:-1]):  # bwrap would make them for its own uid only
+            command += ["--perms", "0755", "--dir", str(parent)]
         command += ["--ro-bind", str(mounts.prefix), str(mounts.prefix)]
     for host, name in mounts.packages:
         command += ["--ro-bind", host, f"{PACKAGES_FOLDER}/{name}"]
-    # /dev is a tmpfs without a size limit, so it is closed; no /proc at all: nothing to read of other processes there.
-    command += ["--dev", "/dev", "--perms", "1777", "--size", str(max(scratch_bytes // 4, 4096)), "--tmpfs", "/dev/shm"]
-    command += ["--remount-ro", "/dev"]
+    # /dev is a tmpfs without a size limit, so it is closed (/dev/shm with it: one folder to wipe, not two). No /proc at
+    # all: nothing to read of other processes there.
+    command += ["--dev", "/dev", "--remount-ro", "/dev"]
     command += [
         "--perms",
         "1777",

@@ -85,16 +85,13 @@ class Worker:
         # The worker holds the limit itself; this one holds where the program stopped or killed the worker.
         self._too_much_memory = False
         answer = self._exchange(message, self._limits.wall_s + GRACE_S)
-        if answer is None:
-            self._kill()
-            if self._too_much_memory:
-                why = f"over {self._limits.memory_bytes} bytes in all its processes"
-                return Verdict(program.id, "memory", why, "", round(time.monotonic() - started, 4), apart)
-            seconds = round(time.monotonic() - started, 4)
-            return Verdict(
-                program.id, "broke", "the worker ended or did not answer while this program ran", "", seconds
-            )
-        return Verdict(program.id, answer["status"], answer["detail"], answer["output"], answer["seconds"])
+        if answer is not None:
+            return Verdict(program.id, answer["status"], answer["detail"], answer["output"], answer["seconds"], apart)
+        self._kill()
+        status, why = "broke", "its worker ended or did not answer"
+        if self._too_much_memory:
+            status, why = "memory", f"over {self._limits.memory_bytes} bytes in all its processes"
+        return Verdict(program.id, status, why, "", round(time.monotonic() - started, 4), apart)
 
     def close(self) -> None:
         self._kill()

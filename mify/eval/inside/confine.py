@@ -128,8 +128,10 @@ def confine(isolation: str, job_uid: int, limits: dict[str, Any], folder: str) -
     ):
         resource.setrlimit(name, (soft, hard))
     if isolation != "none":
-        # Where nothing separates this program's processes from the user's own, the user's own would count.
-        resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"], limits["processes"]))
+        # Where nothing separates this program's processes from the user's own, the user's own would count. An ordinary
+        # user's sandbox has five of the same uid: its first process, the worker, and those of the program's namespace.
+        processes = limits["processes"] + (5 if isolation == "pidns" else 0)
+        resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
     give_up_identity(isolation, job_uid)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of uid clears it, so after that
     signal.signal(signal.SIGINT, signal.default_int_handler)

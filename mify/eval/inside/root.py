@@ -59,10 +59,7 @@ def build(plan: dict[str, Any]) -> None:
     for name in ("null", "zero", "full", "random", "urandom"):
         open(f"{root}/dev/{name}", "w").close()
         mount(f"/dev/{name}", f"{root}/dev/{name}", None, MS_BIND)
-    os.mkdir(f"{root}/dev/shm")
-    size = plan["scratch_bytes"]
-    mount("tmpfs", f"{root}/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={max(size // 4, 4096)}")
-    mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={size}")
+    mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={plan['scratch_bytes']}")
     if plan["seal_user_namespaces"]:
         with open("/proc/sys/user/max_user_namespaces", "w") as file:
             file.write("0")

@@ -306,8 +306,11 @@ def _run_solution(job: dict[str, Any]) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 - also SystemExit: it is the tests that decide
         apart.send(CHANNEL, {"error": [type(error).__name__, _text_of(error)]})
         os._exit(1)
-    apart.serve_solution(CHANNEL, namespace)
-    os._exit(0)
+    try:
+        apart.serve_solution(CHANNEL, namespace)
+        sys.stdout.flush()
+    finally:
+        os._exit(0)
 
 
 def _report(run: Callable[[], object], token: bytes) -> NoReturn:
@@ -317,8 +320,11 @@ def _report(run: Callable[[], object], token: bytes) -> NoReturn:
         run()
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are no pass either
         text = f"error {type(error).__name__}: {_text_of(error)}"
-        write(COMPLETION, text.encode("utf-8", "replace")[:500])
-        leave(1)
+        try:
+            sys.stdout.flush()
+        finally:
+            write(COMPLETION, text.encode("utf-8", "replace")[:500])
+            leave(1)
     try:
         sys.stdout.flush()
     finally:
