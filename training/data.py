@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mify.errors import MifyError
 
 from .config import TrainConfig
 from .parallel import World
-
-if TYPE_CHECKING:
-    from mify.data.stream import TokenStream
+from .prefetch import Stream
 
 
 def tokenizer_path(config: TrainConfig) -> Path | None:
@@ -23,7 +20,7 @@ def tokenizer_path(config: TrainConfig) -> Path | None:
     return path / "tokenizer.json" if path.is_dir() else path
 
 
-def open_stream(config: TrainConfig, world: World) -> TokenStream:
+def open_stream(config: TrainConfig, world: World) -> Stream:
     """This rank's share of the run's batches.
 
     Raises:
@@ -36,16 +33,6 @@ def open_stream(config: TrainConfig, world: World) -> TokenStream:
         raise MifyError(
             "the run has no data.sources",
             "name shards that `mify tokenize` made: --data.sources.code.path=FOLDER --data.sources.code.weight=1",
-        )
-    for name, source in data.sources.items():
-        if not Path(source.path).exists():
-            raise MifyError(
-                f"data.sources.{name}.path = {source.path} does not exist", "check it, or run `mify tokenize`"
-            )
-    if data.rows_per_step % world.size:
-        raise MifyError(
-            f"data.rows_per_step = {data.rows_per_step} does not divide over {world.size} ranks",
-            "choose a multiple of the number of ranks",
         )
     return TokenStream(
         [Source(name, Path(source.path), source.weight) for name, source in data.sources.items()],

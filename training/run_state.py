@@ -33,6 +33,7 @@ from .evaluate import HeldOut
 from .metrics import MetricsLog
 from .optim import make_optimizer
 from .parallel import World, distribute
+from .prefetch import Prefetcher, Stream
 from .stability import Guard, Verdict
 from .tensorboard import EventWriter
 
@@ -65,7 +66,7 @@ class Run:
         self.batch_index = 0  # batches taken from the stream: step + what rollbacks passed over
         self.trained_tokens = 0  # labelled tokens that entered an update
         self.rollbacks = 0
-        self.ledger: dict[str, Any] = {}  # as of the last checkpoint
+        self._ledger: dict[str, Any] | None = None  # of the checkpoint that was loaded
         self.passed_over: list[dict[str, Any]] = []
         self._stop = False
         self._seconds: deque[float] = deque(maxlen=20)
@@ -77,8 +78,7 @@ class Run:
         self.model_config: ModelConfig = model.config
         self.model = distribute(model, config.parallel, world)
         self.optimizer = make_optimizer(self.model, config.optimizer)
-        self.stream = open_stream(config, world)
-        self._batches = iter(self.stream)
+        self.stream: Stream = open_stream(config, world)
         self.guard = Guard(config.stability)
         self.held_out = HeldOut.load(config.evaluation) if config.evaluation.held_out else None
         checkpoint = config.checkpoint
@@ -90,6 +90,7 @@ class Run:
             asynchronous=checkpoint.asynchronous,
         )
         lines = self._resume()
+        self.batches = Prefetcher(self.stream, pin_memory=world.device.type == "cuda", ledger=self._ledger)
         self.metrics = MetricsLog(self.folder / "metrics.jsonl", lines) if world.is_main else None
         self.events = (
             EventWriter(self.folder / "tensorboard", self.step)
@@ -156,10 +157,9 @@ class Run:
         restore_rng(tensors, self.world)
         self.step, self.trained_tokens = state["step"], state["trained_tokens"]
         if not keep_stream:
-            self.batch_index, self.ledger = state["batch_index"], state["ledger"]
+            self.batch_index, self._ledger = state["batch_index"], state["ledger"]
             self.rollbacks, self.passed_over = state["rollbacks"], state["passed_over"]
             self.stream.load_state_dict(state["stream"])
-            self._batches = iter(self.stream)
             self.guard.load_state_dict(state["guard"])
         lines: int = state["metrics_lines"]
         return lines
@@ -167,20 +167,25 @@ class Run:
     # ---- what the loop calls
 
     def next_batch(self) -> PackedBatch:
-        batch: PackedBatch = next(self._batches)
+        """This rank's rows of the next global batch. Raises `MifyError` where the stream ends before the run."""
+        batch = self.batches.next()
+        if batch is None:
+            raise MifyError(
+                f"the data ended after {self.batch_index} batches, before steps = {self.config.steps}",
+                f"set --steps={self.step}, or --data.exhausted=repeat",
+            )
         self.batch_index += 1
         return batch
 
     def save(self) -> None:
         """A checkpoint of this step."""
-        self.ledger = self.stream.ledger()
         state = {
             "batch_index": self.batch_index,
             "trained_tokens": self.trained_tokens,
             "rollbacks": self.rollbacks,
             "passed_over": self.passed_over,
-            "stream": self.stream.state_dict(),
-            "ledger": self.ledger,
+            "stream": self.batches.state,
+            "ledger": self.batches.ledger,
             "guard": self.guard.state_dict(),
             "config_hash": self.config.hash,
             "metrics_lines": self.metrics.lines if self.metrics else 0,
@@ -303,7 +308,7 @@ class Run:
         """What the run ended with. Waits for the last checkpoint."""
         self.checkpointer.wait()
         newest = self.checkpointer.path(self.step)
-        return TrainResult(self.folder, newest, self.step, loss, scores, self.ledger)
+        return TrainResult(self.folder, newest, self.step, loss, scores, self.batches.ledger)
 
     def say(self, message: str) -> None:
         """A line for the person who watches, from rank 0 alone."""
@@ -339,6 +344,7 @@ class Run:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self.batches.close()
         try:
             self.checkpointer.wait()
         finally:
