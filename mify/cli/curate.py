@@ -101,12 +101,12 @@ def curate(
                 num_workers=count,
                 progress=report,
             )
-            inputs, kept_back = collected.inputs(), collected.held_out
+            inputs, kept_back, source = collected.inputs(), collected.held_out, collected.report
         else:
             entries = list(read_inputs(paths or [], Limits(max_file_bytes)))
             documents = [entry for entry in entries if isinstance(entry, Document)]
             train, kept_back = split_held_out(documents, fraction=held_out, min_documents=0, seed=seed)
-            inputs = [*train, *(entry for entry in entries if not isinstance(entry, Document))]
+            inputs, source = [*train, *(entry for entry in entries if not isinstance(entry, Document))], None
         result = run(
             inputs,
             out or Path(),
@@ -115,6 +115,7 @@ def curate(
             held_out=kept_back,
             num_workers=count,
             dry_run=dry_run,
+            collection=source,
         )
     result.print(console)
     seconds = sum(result.seconds.values())

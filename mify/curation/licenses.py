@@ -21,7 +21,7 @@ from mify.curation.languages import UNKNOWN, language_of
 _HEADER = re.compile(r"^[ \t]*(?:[#/*;%!<.-]+|REM\b|dnl\b)?[-#*! \t]*SPDX-License-Identifier:[ \t]*([^\n]+)", re.M)
 _HEADER_CHARACTERS = 4096
 # Folders of code that others wrote: the package's own metadata does not speak for it.
-_VENDORED = re.compile(r"(?:^|/)(?:_?vendor(?:ed)?|_?third_?party|externals?|extern|node_modules)/", re.I)
+_VENDORED = re.compile(r"(?:^|/)(?:_?vendor(?:ed)?_?|_?third_?party|extern|node_modules)/", re.I)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -102,6 +102,7 @@ def curate(
     held_out: Iterable[Document] = (),
     num_workers: int = 1,
     dry_run: bool = False,
+    collection: Mapping[str, Any] | None = None,
 ) -> CurationReport:
     """Curates `documents` into the folder `out`: documents.parquet, held_out.parquet (where there is one),
     rejected.parquet, and last report.json: where it stands, the others are whole.
@@ -115,6 +116,7 @@ def curate(
             of one of them is removed.
         num_workers: processes for the stages that look at one document at a time.
         dry_run: count and report, write nothing, and do not stop at the guard.
+        collection: what the collector reports of its source; it is stored in the report.
 
     Raises:
         MifyError: a value out of range, a foreign folder, no documents, a source that lost too much, a full disk.
@@ -137,6 +139,8 @@ def curate(
     with run.timed(stages.NEAR_DUPLICATES):
         run.near_duplicates()
     report = run.report()
+    if collection is not None:
+        report["collection"] = dict(collection)
     if dry_run:
         return CurationReport(report, run.seconds)
     guard_sources(report, config.guard.max_source_loss, config.guard.min_documents)

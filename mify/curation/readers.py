@@ -23,9 +23,10 @@ from mify.curation.licenses import folder_license, is_vendored, named_license
 from mify.errors import MifyError
 
 STAGE = "read"
-# Folders that hold no project text; hidden ones (.git, .venv, caches) are left out as well.
-_SKIPPED_FOLDERS = frozenset(["__pycache__", "node_modules", "venv", "build", "dist"])
-_TABLES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
+# Folders of what tools fetched or made. Hidden ones (.git, .venv, caches), virtual environments and symbolic links are
+# left out as well: none of them is the project's own text.
+_SKIPPED_FOLDERS = frozenset(["__pycache__", "node_modules"])
+_TABLES = (".parquet", *(f"{kind}{packed}" for kind in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst")))
 # Names that public code data sets give these columns, ours first.
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "text": ("text", "content", "code"),
@@ -113,26 +114,37 @@ class _Place(NamedTuple):
     license: str
 
 
-def _folder(folder: Path, place: _Place, limits: Limits) -> Iterator[Document | Rejected]:
-    try:
-        with os.scandir(folder) as scan:
-            entries = sorted(scan, key=lambda entry: entry.name)
-    except OSError as error:
-        yield _reject(place, f"{place.prefix}", "unreadable", {"error": error.strerror or str(error)})
-        return
-    if any(entry.name == ".git" for entry in entries) and place.prefix:
-        repo = f"{place.repo}/{place.prefix.rstrip('/')}"
-        place = place._replace(repo=repo, prefix="", license=UNKNOWN)
-    if (found := folder_license(folder)) != UNKNOWN:
-        place = place._replace(license=found)
-    for entry in entries:
-        path = place.prefix + entry.name.encode("utf-8", "replace").decode("utf-8")
-        if entry.is_symlink() or (entry.name.startswith(".") and entry.is_dir()) or entry.name in _SKIPPED_FOLDERS:
+def _folder(root: Path, place: _Place, limits: Limits) -> Iterator[Document | Rejected]:
+    # A stack of what is still to be read, first on top: recursion would end at a thousand nested folders.
+    stack: list[tuple[str, _Place, bool]] = [(os.fspath(root), place, True)]
+    while stack:
+        location, place, is_folder = stack.pop()
+        if not is_folder:
+            yield _read_one(Path(location), place, place.prefix, limits)
             continue
-        if entry.is_dir():
-            yield from _folder(Path(entry.path), place._replace(prefix=path + "/"), limits)
-        elif entry.is_file():
-            yield _read_one(Path(entry.path), place, path, limits)
+        try:
+            with os.scandir(location) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            yield _reject(place, place.prefix, "unreadable", {"error": error.strerror or str(error)})
+            continue
+        names = {entry.name for entry in entries}
+        if "pyvenv.cfg" in names:
+            continue
+        if ".git" in names and place.prefix:
+            repo = f"{place.repo}/{place.prefix.rstrip('/')}"
+            place = place._replace(repo=repo, prefix="", license=UNKNOWN)
+        if (found := folder_license(Path(location))) != UNKNOWN:
+            place = place._replace(license=found)
+        for entry in reversed(entries):
+            path = place.prefix + _clean(entry.name)
+            if entry.is_symlink():
+                continue
+            if entry.is_dir():
+                if not entry.name.startswith(".") and entry.name not in _SKIPPED_FOLDERS:
+                    stack.append((entry.path, place._replace(prefix=path + "/"), True))
+            elif entry.is_file():
+                stack.append((entry.path, place._replace(prefix=path), False))
 
 
 def _read_one(location: Path, place: _Place, path: str, limits: Limits) -> Document | Rejected:
@@ -247,19 +259,21 @@ def _of_record(record: Mapping[str, Any], place: _Place, where: str, limits: Lim
         return next((record[name] for name in _COLUMNS[column] if record.get(name) not in (None, "", [])), None)
 
     text = value("text")
-    path = str(value("path") or where)
-    place = place._replace(source=str(value("source") or place.source), repo=str(value("repo") or place.repo))
+    path = _clean(str(value("path") or where))
+    place = place._replace(
+        source=_clean(str(value("source") or place.source)), repo=_clean(str(value("repo") or place.repo))
+    )
     if isinstance(text, bytes):
         decoded = decode(text)
         if not isinstance(decoded, str):
-            return _reject(place, _clean(path), *decoded)
+            return _reject(place, path, *decoded)
         text = decoded
     if not isinstance(text, str):
-        return _reject(place, _clean(path), "no text", {"columns": sorted(map(str, record))[:20]})
+        return _reject(place, path, "no text", {"columns": sorted(map(str, record))[:20]})
     if not text.strip():
-        return _reject(place, _clean(path), "empty", {"characters": len(text)})
+        return _reject(place, path, "empty", {"characters": len(text)})
     if len(text) > limits.max_file_bytes:
-        return _reject(place, _clean(path), "too large", {"characters": len(text), "limit": limits.max_file_bytes})
+        return _reject(place, path, "too large", {"characters": len(text), "limit": limits.max_file_bytes})
     language = _language(value("language")) or language_of(path, text)
     domain = value("domain") if value("domain") in DOMAINS else domain_of(language)
     try:
@@ -267,10 +281,11 @@ def _of_record(record: Mapping[str, Any], place: _Place, where: str, limits: Lim
             text, cast(str, domain), language, _license(value("license")), place.source, place.repo, path
         )
     except UnicodeEncodeError as error:
-        return _reject(place, _clean(path), "not UTF-8", {"character": error.start, "error": error.reason})
+        return _reject(place, path, "not UTF-8", {"character": error.start, "error": error.reason})
 
 
 def _clean(path: str) -> str:
+    """A name without lone surrogates: file systems allow bytes that are no UTF-8."""
     return path.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -283,7 +298,8 @@ def _language(value: Any) -> str | None:
 
 def _license(value: Any) -> str:
     """A license column as an expression; of a list, all must be taken."""
-    names = [value] if isinstance(value, str) else [item for item in value or () if isinstance(item, str)]
+    values = value if isinstance(value, list) else [value]
+    names = [item for item in values if isinstance(item, str)]
     found = sorted({named_license(name) for name in names})
     if not found or UNKNOWN in found:
         return UNKNOWN

@@ -18,6 +18,7 @@ from mify.curation.config import load_config
 from mify.curation.documents import read_documents
 from mify.curation.pipeline import load_report
 
+PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 CONFIG = "[decontamination]\nbenchmarks = []\n"
 
 
@@ -35,7 +36,7 @@ def project(tmp_path: Path, checkout: Path) -> Path:
 
 
 def mify(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    result = CliRunner(env=PLAIN).invoke(app, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,6 +73,9 @@ def test_a_folder_with_all_kinds_of_files(tmp_path: Path) -> None:
         "LICENSE": MIT.encode(),
         "node_modules/m.js": b"m\n",
         "surrogate\udcff.py": b"s = 1\n",
+        "env/pyvenv.cfg": b"home = /usr\n",
+        "env/lib/e.py": b"e = 1\n",
+        "build/b.py": b"b = 1\n",
     }
     for name, data in files.items():
         path = os.path.join(os.fsencode(root), os.fsencode(name))
@@ -96,6 +100,7 @@ def test_a_folder_with_all_kinds_of_files(tmp_path: Path) -> None:
         "project/vendor/lib/v.py",
         "project/LICENSE",
         "project/surrogate?.py",
+        "project/build/b.py",
     }
     a = documents["project/a.py"]
     assert (a.source, a.license, a.language, a.domain) == ("project", "MIT", "python", "code")
@@ -154,6 +159,7 @@ RECORDS = [
     {"other": 1},
     {"text": 5},
     {"text": "\ud800"},
+    {"text": "odd", "path": "\ud800", "repo": "\udfff", "license": 3, "language": ["c"], "domain": ["code"]},
 ]
 
 
@@ -162,6 +168,7 @@ def expected(name: str) -> tuple[dict[str, tuple[str, str, str, str]], dict[str,
         "o/r/a.py": ("data", "python", "ISC AND MIT", "code"),
         f"{name}/{name}:2": ("web", "markdown", "Apache-2.0", "math"),
         f"{name}/{name}:3": ("data", "cpp", "unknown", "code"),
+        "?/?": ("data", "unknown", "unknown", "code"),
     }
     reasons = {
         f"{name}/{name}:4": "no text",
@@ -263,3 +270,23 @@ def test_the_order_is_that_of_the_names(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     paths = [entry.path for entry in read_folder(tmp_path) if isinstance(entry, Document)]
     assert paths == ["a.py", "b.py", "c/a.py", "c/z.py"]
+
+
+def test_deeply_nested_folders_are_read(tmp_path: Path) -> None:
+    here = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for _ in range(1200):
+            os.mkdir("d", dir_fd=here)
+            below = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        with open(os.open("x.py", os.O_CREAT | os.O_WRONLY, dir_fd=here), "w") as file:
+            file.write("x = 1\n")
+    finally:
+        os.close(here)
+    try:
+        (entry,) = read_folder(tmp_path)
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # shutil.rmtree recurses
+    assert isinstance(entry, Document)
+    assert entry.path == "d/" * 1200 + "x.py"
