@@ -1,4 +1,4 @@
-"""The one error a user's mistake raises: it names the thing and the remedy, and the command line prints no traceback."""
+"""The one error a user's mistake raises: it names the thing and the remedy, and no traceback is printed for it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from mify.errors import MifyError
 class _Commands(typer.core.TyperGroup):
     """Exit codes that scripts can use: 0 done, 1 a check failed, 2 a user's mistake, 130 interrupted."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except MifyError as error:

@@ -13,7 +13,9 @@ def check_hf(model: Model, folder: Path, prompt: str) -> dict[str, Any]:
     """Logits of `transformers` on `prompt` against the model's, in fp32, and the token ids of its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # ours is on the screen
     ids = model.require_tokenizer().encode(prompt)
     other = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():

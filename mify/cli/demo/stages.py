@@ -74,7 +74,7 @@ def demo_stages(config: DemoConfig) -> list[Stage]:
 
 def curate(config: DemoConfig, folder: Path, report: Report) -> dict[str, Any]:
     """The Python installation → corpus/{documents,rejected,held_out}.parquet, report.json."""
-    from mify.curation.pipeline import CurationConfig
+    from mify.curation.config import CurationConfig
     from mify.curation.pipeline import curate as run
     from mify.curation.python_installation import CollectionConfig, collect
 
