@@ -107,7 +107,7 @@ def test_killed_in_every_stage_it_leaves_the_same_artefacts(uninterrupted: Path,
     found = artefacts(tmp_path)
     assert found.keys() == expected.keys()
     different = [name for name in expected if found[name] != expected[name]]
-    assert not different
+    assert not different, different
 
 
 @pytest.mark.parametrize("content", [None, "x"])
