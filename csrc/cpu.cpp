@@ -25,6 +25,7 @@ CpuFeatures detect() {
   __builtin_cpu_init();
   found.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
                __builtin_cpu_supports("popcnt") && !disabled("avx2");
+  found.fma = found.avx2 && __builtin_cpu_supports("fma") && !disabled("fma");
   found.avx512 = found.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && !disabled("avx512");
   // __builtin_cpu_supports("sha") is missing from the compilers we support: CPUID leaf 7, EBX bit 29.

@@ -8,6 +8,7 @@ namespace mify {
 
 struct CpuFeatures {
   bool avx2 = false;    // AVX2 with BMI1/2, LZCNT and POPCNT
+  bool fma = false;     // avx2 with fused multiply-add
   bool avx512 = false;  // AVX-512 F, BW, DQ and VL on top of avx2
   bool sha = false;     // SHA-1/SHA-256 instructions
 };

@@ -14,12 +14,22 @@ if TYPE_CHECKING:
     from mify.kernels.loss.ce import cross_entropy
     from mify.kernels.loss.linear_ce import linear_cross_entropy
     from mify.kernels.mlp.glu import swiglu
-    from mify.kernels.norm.norm import rms_norm
+    from mify.kernels.norm.norm import add_rms_norm, rms_norm
     from mify.kernels.rope.rotary import apply_rope
 
-__all__ = ["apply_rope", "cross_entropy", "gqa_attention", "last_impl", "linear_cross_entropy", "rms_norm", "swiglu"]
+__all__ = [
+    "add_rms_norm",
+    "apply_rope",
+    "cross_entropy",
+    "gqa_attention",
+    "last_impl",
+    "linear_cross_entropy",
+    "rms_norm",
+    "swiglu",
+]
 
 _LAZY = {
+    "add_rms_norm": "mify.kernels.norm.norm",
     "apply_rope": "mify.kernels.rope.rotary",
     "cross_entropy": "mify.kernels.loss.ce",
     "gqa_attention": "mify.kernels.attention.gqa",

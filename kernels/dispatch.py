@@ -130,6 +130,8 @@ def describe(device: torch.device) -> Device:
 @functools.lru_cache
 def _describe(kind: str, index: int | None) -> Device:
     missing = {}
+    if importlib.util.find_spec("mify._core") is None:
+        missing["cpu"] = "the extension mify._core is not built"
     if importlib.util.find_spec("triton") is None:
         missing["triton"] = "the package triton is not installed"
     if kind == "cuda":

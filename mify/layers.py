@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mify.config import ModelConfig
-from mify.kernels import apply_rope, gqa_attention, rms_norm, swiglu
+from mify.kernels import add_rms_norm, apply_rope, gqa_attention, rms_norm, swiglu
 
 if TYPE_CHECKING:
     from mify.generate import KVCache
 
 
 class RMSNorm(nn.Module):
-    """y = x / rms(x) · weight, see `mify.kernels.norm.norm`."""
+    """y = x / rms(x) · weight, alone or on top of a residual stream; see `mify.kernels.norm.norm`."""
 
     def __init__(self, size: int, eps: float, impl: str) -> None:
         super().__init__()
@@ -27,6 +27,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (T, d) → (T, d)."""
         return rms_norm(x, self.weight, self.eps, impl=self.impl)
+
+    def add(self, branch: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of branch + stream, and that sum, in one pass; all (T, d)."""
+        return add_rms_norm(branch, stream, self.weight, self.eps, impl=self.impl)
 
 
 class Attention(nn.Module):
@@ -75,7 +79,11 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: attention and MLP, each behind a norm and added to the residual stream."""
+    """One decoder layer: attention and MLP, each behind a norm and added to the residual stream.
+
+    What the MLP gives is added by the next norm, which reads it anyway, so a layer takes and returns two tensors: the
+    last branch and the stream without it.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, impl: str) -> None:
         super().__init__()
@@ -85,11 +93,24 @@ class Block(nn.Module):
         self.mlp = MLP(config, impl)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int, cache: KVCache | None
-    ) -> Tensor:
-        """x (T, d) → (T, d)."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cu_seqlens, max_seqlen, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        self,
+        branch: Tensor | None,
+        stream: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        cache: KVCache | None,
+    ) -> tuple[Tensor, Tensor]:
+        """branch (None in the first layer) and stream (T, d) → the MLP's branch and the stream, (T, d) each."""
+        if branch is None:
+            y = self.input_layernorm(stream)
+        else:
+            y, stream = self.input_layernorm.add(branch, stream)
+        y, stream = self.post_attention_layernorm.add(
+            self.self_attn(y, cos, sin, cu_seqlens, max_seqlen, cache), stream
+        )
+        return self.mlp(y), stream
 
 
 class Decoder(nn.Module):
@@ -105,7 +126,9 @@ class Decoder(nn.Module):
         self, tokens: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int, cache: KVCache | None
     ) -> Tensor:
         """tokens (T,) → (T, d)."""
-        x = F.embedding(tokens, self.embed_tokens.weight)
+        branch: Tensor | None = None
+        stream = F.embedding(tokens, self.embed_tokens.weight)
         for layer in self.layers:
-            x = layer(x, cos, sin, cu_seqlens, max_seqlen, cache)
-        return self.norm(x)
+            branch, stream = layer(branch, stream, cos, sin, cu_seqlens, max_seqlen, cache)
+        assert branch is not None
+        return self.norm.add(branch, stream)[0]

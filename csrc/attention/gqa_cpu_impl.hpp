@@ -229,22 +229,31 @@ void backward(const GqaProblem& p, int64_t document, int kv_head, float* scratch
         float* w = weights + (row - first) * stride;
         float* s = slopes + (row - first) * stride;
         const Vec scale = splat(p.scale), shift = splat(p.lse[(start + row) * p.query_heads + head]);
-        for (int64_t j = 0; j < width; j += kLanes) {
-          store(w + j, exp2((load(w + j) * scale - shift) * splat(kLog2E)));
-        }
         const Range own = visible(p, length, row, row + 1);
-        for (int64_t j = 0; j < own.low - low; ++j) w[j] = s[j] = 0.0f;
-        for (int64_t j = own.high - low; j < width; ++j) w[j] = s[j] = 0.0f;
-        // rowsum(P * dP) equals dO.O; with the whole row at hand it is the more exact of the two.
+        for (int64_t j = 0; j < own.low - low; ++j) w[j] = -INFINITY, s[j] = 0.0f;
+        for (int64_t j = own.high - low; j < width; ++j) w[j] = -INFINITY, s[j] = 0.0f;
+        Vec total[2] = {};
+        for (int64_t j = 0; j < width; j += kPanel) {
+          const Vec e0 = exp2((load(w + j) * scale - shift) * splat(kLog2E));
+          const Vec e1 = exp2((load(w + j + kLanes) * scale - shift) * splat(kLog2E));
+          store(w + j, e0);
+          store(w + j + kLanes, e1);
+          total[0] += e0;
+          total[1] += e1;
+        }
+        // lse is rounded, and for large scores that shows: the weights are made to sum to 1 again. rowsum(P * dP)
+        // equals dO.O; with the whole row at hand it is the more exact of the two.
+        const Vec norm = splat(1.0f / sum(total[0] + total[1]));
         Vec dot[2] = {};
         for (int64_t j = 0; j < width; j += kPanel) {
-          dot[0] += load(w + j) * load(s + j);
-          dot[1] += load(w + j + kLanes) * load(s + j + kLanes);
+          const Vec w0 = load(w + j) * norm, w1 = load(w + j + kLanes) * norm;
+          store(w + j, w0);
+          store(w + j + kLanes, w1);
+          dot[0] += w0 * load(s + j);
+          dot[1] += w1 * load(s + j + kLanes);
         }
         const Vec delta = splat(sum(dot[0] + dot[1]));
-        for (int64_t j = 0; j < width; j += kLanes) {
-          store(s + j, load(w + j) * (load(s + j) - delta) * scale);
-        }
+        for (int64_t j = 0; j < width; j += kLanes) store(s + j, load(w + j) * (load(s + j) - delta) * scale);
       }
       product(rows, dim, depth, slopes, stride, 1, keys + low * kPanel, capacity * kPanel, p.dq.at(start + first, head),
               p.dq.token_stride, false);

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mify.kernels import checks, dispatch
 
-from . import gqa_ref, gqa_sdpa
+from . import gqa_cpu, gqa_ref, gqa_sdpa
 
 
 def _sdpa_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> str:
@@ -29,7 +29,12 @@ def _sdpa_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.S
     return ""
 
 
-dispatch.register("gqa", dispatch.Backend("sdpa", _sdpa_refuses), dispatch.Backend("ref", lambda *_: ""))
+dispatch.register(
+    "gqa",
+    dispatch.Backend("cpu", gqa_cpu.refuses),
+    dispatch.Backend("sdpa", _sdpa_refuses),
+    dispatch.Backend("ref", lambda *_: ""),
+)
 
 
 @torch.library.custom_op("mify::gqa_attention", mutates_args=())
@@ -47,6 +52,8 @@ def _op(
 ) -> tuple[Tensor, Tensor]:
     bounds = checks.segment_bounds(cu_seqlens, q.shape[0], max_seqlen)
     backend = dispatch.resolve("gqa", impl, q, _shape(q, k, max_seqlen, window))
+    if backend == "cpu":
+        return gqa_cpu.forward(q, k, v, cu_seqlens, causal, window, scale)
     if backend == "sdpa":
         return gqa_sdpa.forward(q, k, v, bounds, causal, scale)
     return gqa_ref.forward(q, k, v, bounds, causal, window, scale)
@@ -75,6 +82,8 @@ def _backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     bounds = checks.segment_bounds(cu_seqlens, q.shape[0], max_seqlen)
     backend = dispatch.resolve("gqa", impl, q, _shape(q, k, max_seqlen, window))
+    if backend == "cpu":
+        return gqa_cpu.backward(grad, q, k, v, lse, cu_seqlens, causal, window, scale)
     if backend == "sdpa":
         return gqa_sdpa.backward(grad, q, k, v, out, lse, bounds, causal, scale)
     return gqa_ref.backward(grad, q, k, v, bounds, causal, window, scale)
@@ -167,6 +176,8 @@ def gqa_attention(
         raise ValueError(f"window is {window}; it must be 0 (unlimited) or positive")
     if max_seqlen < 1:
         raise ValueError(f"max_seqlen is {max_seqlen}; it must be positive")
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale is {scale}; it must be positive, or None for 1/√D")
     scale = 1 / math.sqrt(q.shape[2]) if scale is None else float(scale)
     q, k, v = checks.no_overlap("q", q), checks.no_overlap("k", k), checks.no_overlap("v", v)
     out: Tensor = _op(q, k, v, cu_seqlens, max_seqlen, causal, window, scale, deterministic, impl)[0]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mify.kernels import checks, dispatch
+from mify.kernels import checks, cpu, dispatch
 
-from . import glu_ref
+from . import glu_cpu, glu_ref
 
-dispatch.register("glu", dispatch.Backend("ref", lambda *_: ""))
+dispatch.register("glu", dispatch.Backend("cpu", cpu.refuses), dispatch.Backend("ref", lambda *_: ""))
 
 
 @torch.library.custom_op("mify::swiglu", mutates_args=())
 def _op(gate: Tensor, up: Tensor, impl: str) -> Tensor:
-    dispatch.resolve("glu", impl, gate, {"size": gate.shape[-1]})
-    return glu_ref.forward(gate, up)
+    backend = dispatch.resolve("glu", impl, gate, {"size": gate.shape[-1]})
+    return (glu_cpu if backend == "cpu" else glu_ref).forward(gate, up)
 
 
 @_op.register_fake
@@ -25,8 +25,8 @@ def _(gate, up, impl):  # type: ignore[no-untyped-def]
 
 @torch.library.custom_op("mify::swiglu_backward", mutates_args=())
 def _backward_op(grad: Tensor, gate: Tensor, up: Tensor, impl: str) -> tuple[Tensor, Tensor]:
-    dispatch.resolve("glu", impl, gate, {"size": gate.shape[-1]})
-    return glu_ref.backward(grad, gate, up)
+    backend = dispatch.resolve("glu", impl, gate, {"size": gate.shape[-1]})
+    return (glu_cpu if backend == "cpu" else glu_ref).backward(grad, gate, up)
 
 
 @_backward_op.register_fake

@@ -1,6 +1,10 @@
 """RMSNorm, y = x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich 2019, arXiv 1910.07467), over the last dimension.
 
-The mean, the reciprocal root and the product are fp32 (fp64 for fp64); y has the dtype of x.
+With a residual, what is normed is x + residual, and that sum is returned besides: the residual stream of a decoder in
+one pass. Backward, with n = x/rms, g the gradient of y and h that of the sum (0 without a residual):
+dx = (g·w − n·mean(g·w·n)) / rms + h, dresidual = dx, dw = Σ_rows g·n.
+
+The mean, the reciprocal root and the products are fp32 (fp64 for fp64); y and the sum have the dtype of x.
 """
 
 from __future__ import annotations
@@ -8,17 +12,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mify.kernels import checks, dispatch
+from mify.kernels import checks, cpu, dispatch
 
-from . import norm_ref
+from . import norm_cpu, norm_ref
 
-dispatch.register("norm", dispatch.Backend("ref", lambda *_: ""))
+
+def _cpu_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> str:
+    return cpu.refuses(device, dtype, shape) or ("" if shape["weight_is_float32"] else "its weight must be float32")
+
+
+dispatch.register("norm", dispatch.Backend("cpu", _cpu_refuses), dispatch.Backend("ref", lambda *_: ""))
+
+
+def _backend(impl: str, x: Tensor, weight: Tensor) -> str:
+    shape = {"size": x.shape[1], "weight_is_float32": weight.dtype == torch.float32}
+    return dispatch.resolve("norm", impl, x, shape)
 
 
 @torch.library.custom_op("mify::rms_norm", mutates_args=())
 def _op(x: Tensor, weight: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor]:
-    dispatch.resolve("norm", impl, x, {"size": x.shape[-1]})
-    return norm_ref.forward(x, weight, eps)
+    backend = norm_cpu if _backend(impl, x, weight) == "cpu" else norm_ref
+    y, _, inverse = backend.forward(x, None, weight, eps)
+    return y, inverse
 
 
 @_op.register_fake
@@ -26,14 +41,30 @@ def _(x, weight, eps, impl):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape), x.new_empty((*x.shape[:-1], 1), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+@torch.library.custom_op("mify::add_rms_norm", mutates_args=())
+def _add_op(x: Tensor, residual: Tensor, weight: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor, Tensor]:
+    backend = norm_cpu if _backend(impl, x, weight) == "cpu" else norm_ref
+    y, total, inverse = backend.forward(x, residual, weight, eps)
+    assert total is not None
+    return y, total, inverse
+
+
+@_add_op.register_fake
+def _(x, residual, weight, eps, impl):  # type: ignore[no-untyped-def]
+    inverse = x.new_empty((*x.shape[:-1], 1), dtype=torch.promote_types(x.dtype, torch.float32))
+    return x.new_empty(x.shape), x.new_empty(x.shape), inverse
+
+
 @torch.library.custom_op("mify::rms_norm_backward", mutates_args=())
-def _backward_op(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, impl: str) -> tuple[Tensor, Tensor]:
-    dispatch.resolve("norm", impl, x, {"size": x.shape[-1]})
-    return norm_ref.backward(grad, x, weight, inverse)
+def _backward_op(
+    grad: Tensor, grad_total: Tensor | None, x: Tensor, weight: Tensor, inverse: Tensor, impl: str
+) -> tuple[Tensor, Tensor]:
+    backend = norm_cpu if _backend(impl, x, weight) == "cpu" else norm_ref
+    return backend.backward(grad, grad_total, x, weight, inverse)
 
 
 @_backward_op.register_fake
-def _(grad, x, weight, inverse, impl):  # type: ignore[no-untyped-def]
+def _(grad, grad_total, x, weight, inverse, impl):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
@@ -43,11 +74,21 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _autograd(ctx, grad, _grad_inverse):  # type: ignore[no-untyped-def]
-    x, weight, inverse = ctx.saved_tensors
-    return (*_backward_op(grad, x, weight, inverse, ctx.impl), None, None)
+    return (*_backward_op(grad, None, *ctx.saved_tensors, ctx.impl), None, None)
+
+
+def _add_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    _, _, weight, _, ctx.impl = inputs
+    ctx.save_for_backward(output[1], weight, output[2])
+
+
+def _add_autograd(ctx, grad, grad_total, _grad_inverse):  # type: ignore[no-untyped-def]
+    dx, dweight = _backward_op(grad, grad_total, *ctx.saved_tensors, ctx.impl)
+    return dx, dx, dweight, None, None
 
 
 _op.register_autograd(_autograd, setup_context=_setup)
+_add_op.register_autograd(_add_autograd, setup_context=_add_setup)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: str = "auto") -> Tensor:
@@ -62,6 +103,33 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: str = "auto"
     Raises:
         TypeError, ValueError: naming the argument.
     """
+    _check(x, weight, eps)
+    y: Tensor = _op(checks.no_overlap("x", x), weight, eps, impl)[0]
+    return y
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm of x + residual, and x + residual; differentiable in all three. Arguments as in `rms_norm`.
+
+    Args:
+        residual: as x.
+
+    Returns:
+        y and the sum, each (T, d) in the dtype of x.
+    """
+    _check(x, weight, eps)
+    checks.tensor("residual", residual, dims=2)
+    checks.same("residual", residual, "x", x)
+    if residual.shape != x.shape:
+        raise ValueError(f"residual has shape {tuple(residual.shape)}; x has {tuple(x.shape)}: they must be equal")
+    x, residual = checks.no_overlap("x", x), checks.no_overlap("residual", residual)
+    y, total, _ = _add_op(x, residual, weight, eps, impl)
+    return y, total
+
+
+def _check(x: Tensor, weight: Tensor, eps: float) -> None:
     checks.tensor("x", x, dims=2)
     checks.tensor("weight", weight, dims=1)
     checks.floating("x", x)
@@ -71,5 +139,3 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: str = "auto"
         raise ValueError(f"weight has {weight.shape[0]} elements; x {tuple(x.shape)} asks for {x.shape[1]}")
     if not eps > 0:
         raise ValueError(f"eps is {eps}; it must be positive")
-    y: Tensor = _op(x, weight, eps, impl)[0]
-    return y

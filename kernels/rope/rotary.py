@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mify.kernels import checks, dispatch
+from mify.kernels import checks, cpu, dispatch
 
-from . import rotary_ref
+from . import rotary_cpu, rotary_ref
 
-dispatch.register("rope", dispatch.Backend("ref", lambda *_: ""))
+dispatch.register("rope", dispatch.Backend("cpu", cpu.refuses), dispatch.Backend("ref", lambda *_: ""))
 
 
 def rope_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -25,9 +25,10 @@ def rope_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor,
 
 @torch.library.custom_op("mify::apply_rope", mutates_args=())
 def _op(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool, impl: str) -> tuple[Tensor, Tensor]:
-    dispatch.resolve("rope", impl, q, {"head_dim": q.shape[-1]})
-    if inverse:
-        sin = -sin
+    if dispatch.resolve("rope", impl, q, {"head_dim": q.shape[-1]}) == "cpu":
+        cos, sin = cos.to(q.dtype).contiguous(), sin.to(q.dtype).contiguous()
+        return rotary_cpu.rotate(q, cos, sin, inverse), rotary_cpu.rotate(k, cos, sin, inverse)
+    sin = -sin if inverse else sin
     return rotary_ref.rotate(q, cos, sin), rotary_ref.rotate(k, cos, sin)
 
 

@@ -1,3 +1,4 @@
+from . import kernels as kernels
 from . import minhash as minhash
 from . import packing as packing
 

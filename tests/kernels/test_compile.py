@@ -25,7 +25,7 @@ def batch(lengths: list[int], seed: int) -> PackedBatch:
     )
 
 
-@pytest.mark.parametrize("impl", ["auto", "ref"])
+@pytest.mark.parametrize("impl", ["auto", "sdpa", "ref"])
 def test_fullgraph_equals_eager_and_does_not_recompile(impl: str) -> None:
     config = model_config("mify-tiny", num_layers=2, hidden_size=32, head_dim=8, ffn_size=48, vocab_size=99, context=64)
     model = Model(config, impl=impl)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from torch.nn import functional as F
 from mify.kernels import gqa_attention, last_impl
 from mify.testing import compare, cu_seqlens_of, layouts, ragged_lengths
 
-IMPLS = ["ref", "sdpa"]
+IMPLS = ["cpu", "ref", "sdpa"]
 # torch's own flash kernel for CPUs misses the rule by a little in fp32; it is held to three times the bound.
 FACTOR = {"sdpa": 6.0}
 
@@ -56,6 +60,8 @@ def inputs(
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 64), (3, 3, 16), (5, 1, 128), (8, 2, 40)])
 @pytest.mark.parametrize("causal", [True, False])
 def test_forward_and_backward(impl: str, heads: int, kv_heads: int, dim: int, causal: bool) -> None:
+    if impl == "cpu" and dim % 16:
+        pytest.skip("a multiple of 16 is asked for")
     lengths = ragged_lengths(300, seed=heads)
     cu = cu_seqlens_of(lengths, padding=3)
     compare(
@@ -67,7 +73,7 @@ def test_forward_and_backward(impl: str, heads: int, kv_heads: int, dim: int, ca
     assert last_impl("gqa") == impl
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", ["ref", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_narrow_dtypes(impl: str, dtype: torch.dtype) -> None:
     lengths = [33, 0, 90, 1]
@@ -75,13 +81,14 @@ def test_narrow_dtypes(impl: str, dtype: torch.dtype) -> None:
     compare(lambda q, k, v: gqa_attention(q, k, v, cu, 128, impl=impl), plain(lengths), inputs(124, 4, 2, 32, dtype))
 
 
+@pytest.mark.parametrize("impl", ["cpu", "ref"])
 @pytest.mark.parametrize("window", [1, 2, 17, 64, 1000])
 @pytest.mark.parametrize("causal", [True, False])
-def test_sliding_window(window: int, causal: bool) -> None:
+def test_sliding_window(impl: str, window: int, causal: bool) -> None:
     lengths = [70, 1, 129]
     cu = cu_seqlens_of(lengths)
     compare(
-        lambda q, k, v: gqa_attention(q, k, v, cu, 256, causal=causal, window=window),
+        lambda q, k, v: gqa_attention(q, k, v, cu, 256, causal=causal, window=window, impl=impl),
         plain(lengths, causal, window),
         inputs(200, 4, 2, 16),
     )
@@ -139,18 +146,52 @@ def test_no_tokens_and_only_empty_documents() -> None:
 def test_opcheck() -> None:
     q, k, v = (x.requires_grad_() for x in inputs(40, 4, 2, 16))
     cu = cu_seqlens_of([13, 0, 27])
-    for impl in ("auto", "ref"):
+    for impl in ("cpu", "sdpa", "ref"):
         torch.library.opcheck(torch.ops.mify.gqa_attention, (q, k, v, cu, 64, True, 0, 0.25, False, impl))
 
 
-def test_backward_is_the_same_twice() -> None:
+@pytest.mark.parametrize("impl", IMPLS)
+def test_backward_is_the_same_twice_and_for_any_number_of_threads(impl: str) -> None:
     cu = cu_seqlens_of([100, 60])
     grads = []
-    for _ in range(2):
+    before = torch.get_num_threads()
+    for threads in (1, 1, 2, 3):
+        torch.set_num_threads(threads)
         q, k, v = (x.requires_grad_() for x in inputs(160, 4, 2, 32))
-        gqa_attention(q, k, v, cu, 128, deterministic=True).square().sum().backward()
+        gqa_attention(q, k, v, cu, 128, deterministic=True, impl=impl).square().sum().backward()
         grads.append((q.grad, k.grad, v.grad))
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for later in grads[1:] for a, b in zip(grads[0], later, strict=True))
+
+
+def test_the_code_without_avx2_gives_the_same() -> None:
+    """MIFY_CPU_DISABLE is read once, so the other path runs in a process of its own."""
+    code = """
+import torch, mify._core
+from mify.kernels import gqa_attention, add_rms_norm, swiglu, linear_cross_entropy
+g = torch.Generator().manual_seed(0)
+q, k, v, x, w = (torch.randn(*s, generator=g) for s in ((150, 4, 32), (150, 2, 32), (150, 2, 32), (150, 37), (37,)))
+cu = torch.tensor([0, 60, 60, 149, 150], dtype=torch.int32)
+outs = [gqa_attention(q.requires_grad_(), k.requires_grad_(), v, cu, 90)]
+outs += torch.autograd.grad(outs[0].square().sum(), (q, k))
+outs += add_rms_norm(x.requires_grad_(), x, w.requires_grad_())
+outs += torch.autograd.grad(outs[3].square().sum(), (x, w), retain_graph=True)
+outs += [swiglu(x, x), linear_cross_entropy(x, x[:99], torch.arange(150) % 99)[0]]
+outs += torch.autograd.grad(outs[-1], x)
+print([o.double().flatten().tolist() for o in outs])
+"""
+    results = []
+    for disable in ("", "avx2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "MIFY_CPU_DISABLE": disable},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        results.append([torch.tensor(x) for x in json.loads(done.stdout)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +215,8 @@ def test_backward_is_the_same_twice() -> None:
         ({"max_seqlen": 7}, ValueError, "segment of 8 tokens; max_seqlen is 7"),
         ({"max_seqlen": 0}, ValueError, "max_seqlen is 0"),
         ({"window": -1}, ValueError, "window is -1"),
+        ({"scale": 0.0}, ValueError, "scale is 0.0"),
+        ({"scale": math.nan}, ValueError, "scale is nan"),
         ({"impl": "fast"}, ValueError, "no backend of 'gqa'"),
         ({"impl": "sdpa", "window": 4}, ValueError, "it has no sliding window"),
     ],

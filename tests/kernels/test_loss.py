@@ -15,6 +15,9 @@ from mify.testing import assert_as_exact_as_torch, compare, layouts
 OPTIONS = [{}, {"z_loss": 1e-2}, {"label_smoothing": 0.1}, {"z_loss": 1e-2, "label_smoothing": 0.2}]
 
 
+RUNS = [("cpu", torch.float32), *(("ref", dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16))]
+
+
 def plain(labels: Tensor, z_loss: float = 0.0, label_smoothing: float = 0.0, reduction: str = "sum"):  # type: ignore[no-untyped-def]
     def loss(logits: Tensor) -> Tensor:
         wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -43,14 +46,14 @@ def test_cross_entropy(dtype: torch.dtype, options: dict[str, float], reduction:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("impl", "dtype"), RUNS)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("chunk", [0, 1, 7, 64])
-def test_linear_cross_entropy(dtype: torch.dtype, options: dict[str, float], chunk: int) -> None:
+def test_linear_cross_entropy(impl: str, dtype: torch.dtype, options: dict[str, float], chunk: int) -> None:
     labels = some_labels(40, 101)
     hidden, weight = torch.randn(40, 24).to(dtype), torch.randn(101, 24).to(dtype)
     compare(
-        lambda h, w: linear_cross_entropy(h, w, labels, chunk_rows=chunk, **options)[0],
+        lambda h, w: linear_cross_entropy(h, w, labels, chunk_rows=chunk, impl=impl, **options)[0],
         lambda h, w: plain(labels, **options)(h @ w.t()),
         (hidden, weight),
     )
@@ -69,6 +72,17 @@ def test_many_chunks_do_not_lose_a_narrow_weight_gradient() -> None:
     leaf = weight.clone().requires_grad_()
     torch_grad = torch.autograd.grad(F.cross_entropy((hidden @ leaf.t()).float(), labels, reduction="sum"), leaf)
     assert_as_exact_as_torch(got, torch_grad, exact)
+
+
+@pytest.mark.parametrize("impl", ["cpu", "ref"])
+def test_large_logits(impl: str) -> None:
+    labels = torch.randint(0, 9, (12,))
+    hidden, weight = torch.randn(12, 4) * 100, torch.randn(9, 4) * 10
+    compare(
+        lambda h, w: linear_cross_entropy(h, w, labels, impl=impl)[0],
+        lambda h, w: plain(labels)(h @ w.t()),
+        (hidden, weight),
+    )
 
 
 def test_rows_without_label_cost_nothing_and_get_zero() -> None:
@@ -137,9 +151,10 @@ def test_opcheck() -> None:
     logits = torch.randn(3, 5, requires_grad=True)
     torch.library.opcheck(torch.ops.mify.cross_entropy, (logits, labels, -100, 0.1, 0.1, "auto"))
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    arguments = (hidden, weight, labels, -100, 0.0, 0.0, 2, True, "auto")
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.mify.linear_cross_entropy, arguments, test_utils=tests)
+    for impl in ("cpu", "ref"):
+        arguments = (hidden, weight, labels, -100, 0.0, 0.0, 2, True, impl)
+        torch.library.opcheck(torch.ops.mify.linear_cross_entropy, arguments, test_utils=tests)
 
 
 X, W, Y = torch.zeros(3, 4), torch.zeros(5, 4), torch.tensor([0, 1, 2])

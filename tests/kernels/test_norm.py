@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mify.kernels import rms_norm
+from mify.kernels import add_rms_norm, rms_norm
 from mify.testing import compare, layouts
+
+RUNS = [("cpu", torch.float32), *(("ref", dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16))]
 
 
 def plain(x: Tensor, weight: Tensor) -> Tensor:
@@ -16,10 +20,31 @@ def plain(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 192, 2560])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_forward_and_backward(size: int, dtype: torch.dtype) -> None:
-    x, weight = torch.randn(33, size), torch.randn(size)
-    compare(rms_norm, plain, (x.to(dtype), weight.to(dtype)))
+@pytest.mark.parametrize(("impl", "dtype"), RUNS)
+def test_forward_and_backward(size: int, impl: str, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(300, size), torch.randn(size)
+    compare(partial(rms_norm, impl=impl), plain, (x.to(dtype), weight.to(dtype)))
+
+
+@pytest.mark.parametrize("size", [1, 7, 192])
+@pytest.mark.parametrize(("impl", "dtype"), RUNS)
+def test_with_a_residual(size: int, impl: str, dtype: torch.dtype) -> None:
+    x, residual, weight = torch.randn(300, size), torch.randn(300, size), torch.randn(size)
+    compare(
+        partial(add_rms_norm, impl=impl),
+        lambda x, residual, weight: (plain(x + residual, weight), x + residual),
+        (x.to(dtype), residual.to(dtype), weight.to(dtype)),
+    )
+
+
+def test_the_sum_alone_carries_a_gradient() -> None:
+    x, residual = torch.randn(5, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    y, total = add_rms_norm(x, residual, torch.ones(8))
+    assert torch.equal(total, x + residual)
+    total.sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(5, 8))
+    torch.testing.assert_close(residual.grad, torch.ones(5, 8))
+    assert y.shape == x.shape
 
 
 def test_any_layout() -> None:
@@ -56,7 +81,9 @@ def test_a_wide_weight_keeps_its_gradient_wide() -> None:
 
 def test_opcheck() -> None:
     x, weight = torch.randn(6, 8, requires_grad=True), torch.randn(8, requires_grad=True)
-    torch.library.opcheck(torch.ops.mify.rms_norm, (x, weight, 1e-5, "auto"))
+    for impl in ("cpu", "ref"):
+        torch.library.opcheck(torch.ops.mify.rms_norm, (x, weight, 1e-5, impl))
+        torch.library.opcheck(torch.ops.mify.add_rms_norm, (x, x.detach() * 2, weight, 1e-5, impl))
 
 
 @pytest.mark.parametrize(
@@ -74,3 +101,14 @@ def test_opcheck() -> None:
 def test_mistakes_are_named(arguments: tuple, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         rms_norm(*arguments)
+
+
+def test_mistakes_with_a_residual_are_named() -> None:
+    x = torch.zeros(3, 4)
+    for residual, error, words in (
+        (torch.zeros(2, 4), ValueError, "residual has shape"),
+        (torch.zeros(3, 4).half(), ValueError, "residual has dtype"),
+        (None, TypeError, "residual is a NoneType"),
+    ):
+        with pytest.raises(error, match=words):
+            add_rms_norm(x, residual, torch.zeros(4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch import Tensor
 from mify.kernels import apply_rope
 from mify.kernels.rope.rotary import rope_angles
 from mify.testing import compare, layouts
+
+RUNS = [("cpu", torch.float32), *(("ref", dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16))]
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -27,11 +31,11 @@ def plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize("dim", [2, 16, 64, 128])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_forward_and_backward(dim: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("impl", "dtype"), RUNS)
+def test_forward_and_backward(dim: int, impl: str, dtype: torch.dtype) -> None:
     cos, sin = rope_angles(torch.randint(0, 5000, (30,)), dim, 1e4)
     q, k = torch.randn(30, 4, dim).to(dtype), torch.randn(30, 2, dim).to(dtype)
-    compare(apply_rope, plain, (q, k, cos, sin), gradients=(0, 1))
+    compare(partial(apply_rope, impl=impl), plain, (q, k, cos, sin), gradients=(0, 1))
 
 
 def test_angles_are_those_of_the_formula() -> None:
@@ -68,7 +72,8 @@ def test_any_layout() -> None:
 def test_opcheck() -> None:
     cos, sin = rope_angles(torch.arange(6), 8, 1e4)
     q, k = torch.randn(6, 4, 8, requires_grad=True), torch.randn(6, 2, 8, requires_grad=True)
-    torch.library.opcheck(torch.ops.mify.apply_rope, (q, k, cos, sin, False, "auto"))
+    for impl in ("cpu", "ref"):
+        torch.library.opcheck(torch.ops.mify.apply_rope, (q, k, cos, sin, False, impl))
 
 
 @pytest.mark.parametrize(
