@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mify.curation.decontamination import Span
+
+__all__ = ["CurationConfig", "CurationReport", "check_folder", "curate", "load_report"]
 
 REPORT_FORMAT = "curation-report"
 REPORT_VERSION = "1"
@@ -95,7 +98,7 @@ class CurationReport:
 
 def curate(
     documents: Iterable[Document | Rejected],
-    out: Path,
+    out: str | os.PathLike[str],
     config: CurationConfig = DEFAULTS,
     progress: Progress | None = None,
     *,

