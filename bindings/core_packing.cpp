@@ -199,20 +199,12 @@ py::tuple make_rows(const Shards& shards, const Array<int64_t>& bin_starts, cons
   const mify::PlanView plan{view(bin_starts), view(piece_document), view(span_starts), view(span_source),
                             view(piece_mode), view(piece_middle),   view(span_length), view(patches)};
   const auto pieces = static_cast<int64_t>(plan.piece_document.size());
-  const auto ascending = [](std::span<const int64_t> starts, int64_t last) {
-    return !starts.empty() && starts.front() == 0 && starts.back() == last && std::ranges::is_sorted(starts);
-  };
+  const auto starts = static_cast<int64_t>(plan.span_starts.size());
   if (context < 1) throw py::value_error("context: a positive number is expected");
-  if (!ascending(plan.bin_starts, pieces) || static_cast<int64_t>(plan.span_starts.size()) != pieces + 1 ||
-      !ascending(plan.span_starts, static_cast<int64_t>(plan.span_source.size())) ||
-      plan.span_length.size() != plan.span_source.size() || static_cast<int64_t>(plan.piece_mode.size()) != pieces ||
+  if (plan.bin_starts.empty() || starts != pieces + 1 || plan.span_length.size() != plan.span_source.size() ||
+      static_cast<int64_t>(plan.piece_mode.size()) != pieces ||
       static_cast<int64_t>(plan.piece_middle.size()) != pieces) {
     throw py::value_error("the plan's arrays do not fit one another");
-  }
-  for (const int64_t document : plan.piece_document) {
-    if (document < 0 || document >= static_cast<int64_t>(shards.view.keys.size())) {
-      throw py::value_error("piece_document: " + std::to_string(document) + " is beyond the shards");
-    }
   }
   mify::RowOptions options;
   options.context = context;

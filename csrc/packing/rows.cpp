@@ -73,6 +73,38 @@ void make_row(const PlanView& plan, const ShardsView& shards, int64_t bin, const
   }
 }
 
+// The tokens of a bin. Throws where the plan is not one of these shards: nothing after this looks again.
+int64_t checked_length(const PlanView& plan, const ShardsView& shards, int64_t bin) {
+  const auto within = [](int64_t begin, int64_t end, size_t size) {
+    if (begin < 0 || begin > end || end > static_cast<int64_t>(size)) {
+      throw std::invalid_argument("the plan's arrays do not fit one another");
+    }
+  };
+  int64_t length = 0;
+  within(plan.bin_starts[bin], plan.bin_starts[bin + 1], plan.piece_document.size());
+  for (int64_t piece = plan.bin_starts[bin]; piece < plan.bin_starts[bin + 1]; ++piece) {
+    if (static_cast<uint64_t>(plan.piece_document[piece]) >= shards.keys.size()) {
+      throw std::invalid_argument("document " + std::to_string(plan.piece_document[piece]) +
+                                  " of the plan lies beyond the shards");
+    }
+    within(plan.span_starts[piece], plan.span_starts[piece + 1], plan.span_source.size());
+    for (int64_t span = plan.span_starts[piece]; span < plan.span_starts[piece + 1]; ++span) {
+      const int64_t source = plan.span_source[span], size = plan.span_length[span];
+      int64_t end = static_cast<int64_t>(plan.patches.size());
+      if (source >= 0 && source < shards.starts.back()) {
+        end = shards.starts[shards.shard_of(source) + 1];
+      } else if (source >= 0) {
+        end = -1;
+      }
+      if (size < 0 || (source < 0 ? ~source : source) > end - size) {
+        throw std::invalid_argument("span " + std::to_string(span) + " of the plan lies beyond the shards");
+      }
+      length += size;
+    }
+  }
+  return length;
+}
+
 }  // namespace
 
 void make_rows(const PlanView& plan, const ShardsView& shards, std::span<const int64_t> bins, const RowOptions& options,
@@ -80,24 +112,12 @@ void make_rows(const PlanView& plan, const ShardsView& shards, std::span<const i
                std::vector<int64_t>& row_starts) {
   const auto num_bins = static_cast<int64_t>(plan.bin_starts.size()) - 1;
   const size_t first_row = row_starts.size() - 1;
-  size_t shard = 0;
   for (const int64_t bin : bins) {
     if (bin < 0 || bin >= num_bins) {
       throw std::invalid_argument("bins: " + std::to_string(bin) + " is not below the number of bins " +
                                   std::to_string(num_bins));
     }
-    int64_t length = 0;
-    for (int64_t span = plan.span_starts[plan.bin_starts[bin]]; span < plan.span_starts[plan.bin_starts[bin + 1]];
-         ++span) {
-      const int64_t source = plan.span_source[span], size = plan.span_length[span];
-      const bool patch = source < 0;
-      if (!patch && source < shards.starts.back()) shard = shards.shard_of(source);
-      const int64_t last = patch ? static_cast<int64_t>(plan.patches.size()) : shards.starts[shard + 1];
-      if (size < 0 || (patch ? ~source : source) > last - size) {
-        throw std::invalid_argument("span " + std::to_string(span) + " of the plan lies beyond the shards");
-      }
-      length += size;
-    }
+    const int64_t length = checked_length(plan, shards, bin);
     if (length > options.context) {
       throw std::invalid_argument("bin " + std::to_string(bin) + " has " + std::to_string(length) +
                                   " tokens, more than the context " + std::to_string(options.context));

@@ -96,6 +96,8 @@ class PlanConfig:
                 f"a context of {self.context} tokens is too short: sentinels and end-of-text tokens need room in it",
                 f"give at least {MIN_CONTEXT}",
             )
+        if self.max_segments is not None and self.max_segments < 1:
+            raise MifyError(f"max_segments is {self.max_segments}", "give a positive number, or None")
         if not 0 <= self.seed < 1 << 64:
             raise MifyError(f"the seed {self.seed} does not fit 64 bits", "give a seed from 0 to 2^64 - 1")
 

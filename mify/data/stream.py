@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,6 +108,8 @@ class TokenStream(IterableDataset[PackedBatch]):
     ) -> None:
         super().__init__()
         _check(sources, rows_per_step, rank, world_size, exhausted, loss)
+        if window_documents < 1:
+            raise MifyError(f"window_documents is {window_documents}", "give a positive number")
         if tokenizer is None:
             tokenizer = Tokenizer.load(sources[0].path)
         self.tokenizer = tokenizer
@@ -210,7 +213,7 @@ class TokenStream(IterableDataset[PackedBatch]):
         for feed in self._feeds:
             cursor = feed.cursor
             windows = self._num_windows(feed)
-            part = cursor.bin / len(feed.bin_tokens) if feed.planned == (cursor.epoch, cursor.window) else 0.0
+            part = cursor.bin / self._plan(feed).num_bins if cursor.bin else 0.0
             epochs = 1.0 if cursor.done else cursor.epoch + (cursor.window + part) / windows
             out[feed.source.name] = {
                 "tokens": cursor.tokens,
@@ -290,20 +293,21 @@ class TokenStream(IterableDataset[PackedBatch]):
         share = self.rows_per_step // self.world_size
         mine = rows[self.rank * share : (self.rank + 1) * share]
         parts: list[PackedRows] = []
-        for feed, plan, number in mine:
-            parts.append(
-                make_rows(
-                    plan,
-                    [number],
-                    feed.shards,
-                    context=self.context,
-                    pad_id=self._pad_id,
-                    sentinels=self._sentinels,
-                    loss=self.loss,
-                    skip=self.skip,
-                    threads=self.threads,
-                )
+        for _, group in groupby(mine, key=lambda row: (id(row[0]), id(row[1]))):
+            taken = list(group)
+            feed, plan, _ = taken[0]
+            rows_here = make_rows(
+                plan,
+                [number for _, _, number in taken],
+                feed.shards,
+                context=self.context,
+                pad_id=self._pad_id,
+                sentinels=self._sentinels,
+                loss=self.loss,
+                skip=self.skip,
+                threads=self.threads,
             )
+            parts.append(rows_here)
         if len(mine) < share:
             dtype = self._feeds[0].shards.dtype
             parts.append(padding_rows(share - len(mine), self.context, self._pad_id, dtype))
