@@ -73,7 +73,7 @@ struct Block {
   size_t shared_bytes = 0;
   std::vector<Range> global;
   std::mt19937 random;
-  uint64_t exchange[64][32];  // by warp and lane
+  uint64_t exchange[64][6][32];  // by warp, value and lane
   std::string error;
 };
 
@@ -113,13 +113,18 @@ inline Barrier& warp_barrier() {
   return block->warps[block->running / 32];
 }
 
-// Every lane gives a value and sees all 32.
-inline const uint64_t* exchange(uint64_t value) {
+// Every lane gives values and sees those of all 32.
+template <int count>
+inline const uint64_t (&exchange(const uint64_t (&values)[count]))[6][32] {
   const int warp = block->running / 32;
   wait(warp_barrier());
-  block->exchange[warp][lane()] = value;
+  for (int i = 0; i < count; ++i) block->exchange[warp][i][lane()] = values[i];
   wait(warp_barrier());
   return block->exchange[warp];
+}
+inline const uint64_t* exchange(uint64_t value) {
+  const uint64_t values[1] = {value};
+  return exchange(values)[0];
 }
 
 inline bool runnable(const Fiber& fiber) {
@@ -349,25 +354,19 @@ inline void mma_16x8x16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, ui
     const uint16_t bits = static_cast<uint16_t>(pair >> (which * 16));
     return f16 ? emu::half_to_float(bits) : emu::bf16_to_float(bits);
   };
-  float a[16][16], b[16][8];
-  const uint32_t mine[6] = {a0, a1, a2, a3, b0, b1};
-  for (int part = 0; part < 6; ++part) {
-    const uint64_t* all = emu::exchange(mine[part]);
-    for (int lane = 0; lane < 32; ++lane) {
-      const int group = lane / 4, in_group = lane % 4;
-      for (int which = 0; which < 2; ++which) {
-        const float value = number(static_cast<uint32_t>(all[lane]), which);
-        if (part < 4)
-          a[group + part % 2 * 8][in_group * 2 + which + part / 2 * 8] = value;
-        else
-          b[in_group * 2 + which + (part - 4) * 8][group] = value;
-      }
-    }
-  }
+  const uint64_t mine[6] = {a0, a1, a2, a3, b0, b1};
+  const auto& all = emu::exchange(mine);
+  // Only the two rows of a and the two columns of b that this lane's four results need.
+  const auto a_at = [&](int row, int k) {
+    return number(static_cast<uint32_t>(all[row / 8 + k / 8 * 2][row % 8 * 4 + k % 8 / 2]), k % 2);
+  };
+  const auto b_at = [&](int k, int column) {
+    return number(static_cast<uint32_t>(all[4 + k / 8][column * 4 + k % 8 / 2]), k % 2);
+  };
   const int row = emu::lane() / 4, column = emu::lane() % 4 * 2;
   for (int i = 0; i < 4; ++i) {
     double sum = c[i];
-    for (int k = 0; k < 16; ++k) sum += static_cast<double>(a[row + i / 2 * 8][k]) * b[k][column + i % 2];
+    for (int k = 0; k < 16; ++k) sum += static_cast<double>(a_at(row + i / 2 * 8, k)) * b_at(k, column + i % 2);
     c[i] = static_cast<float>(sum);
   }
 }

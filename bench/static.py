@@ -1,0 +1,189 @@
+"""What a compiler says about a kernel, on a machine without a GPU: registers, spills, shared memory, instructions.
+
+CUDA kernels are read out of the built `mify._cuda`; Triton kernels are compiled ahead of time for a given architecture.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mify.errors import MifyError
+
+# A block of an sm_90 kernel may use this much shared memory, one of sm_80 that much.
+SHARED_LIMIT = {90: 227 << 10, 80: 163 << 10}
+_TENSOR_CORE = re.compile(r"\b(HGMMA|QGMMA|HMMA|QMMA|IMMA|IGMMA)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """One compiled kernel.
+
+    Args:
+        architecture: 80 or 90. registers: a thread. spilled_bytes: stack and local memory a thread.
+        shared_bytes: static, plus dynamic where the caller knows it.
+        tensor_core: instruction → how many stand in the code (HMMA mma.sync, HGMMA wgmma, QGMMA wgmma in FP8).
+        async_copies: LDGSTS (cp.async) and UTMALDG/UBLKCP (the bulk copy engine) instructions.
+        local_accesses: LDL and STL instructions: what spilling costs.
+    """
+
+    name: str
+    architecture: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    tensor_core: Mapping[str, int]
+    async_copies: int
+    local_accesses: int
+
+
+def cuobjdump() -> str | None:
+    """The program that reads compiled kernels: from PATH, a CUDA toolkit, or Triton's own copy."""
+    found = shutil.which("cuobjdump")
+    if found:
+        return found
+    candidates = [Path("/usr/local/cuda/bin/cuobjdump")]
+    spec = importlib.util.find_spec("triton")
+    if spec is not None and spec.origin:
+        candidates.append(Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+    return next((str(path) for path in candidates if path.is_file()), None)
+
+
+def read_binary(path: Path) -> list[KernelReport]:
+    """The kernels in a cubin (whose architecture reads 0: the file does not say), or in a library that holds some.
+
+    Raises:
+        MifyError: there is no cuobjdump, or the file holds no kernels.
+    """
+    tool = cuobjdump()
+    if tool is None:
+        raise MifyError("cuobjdump is not here, which reads compiled kernels", "install the CUDA toolkit or triton")
+    usage = _usage(_run(tool, "--dump-resource-usage", str(path)))
+    code = _instructions(_run(tool, "-sass", str(path)))
+    if not usage:
+        raise MifyError(f"{path} holds no CUDA kernels", "pass mify._cuda's library or a cubin")
+    reports = []
+    for (arch, name), (registers, stack, local, shared) in usage.items():
+        lines = code.get((arch, name), [])
+        counts: dict[str, int] = {}
+        for line in lines:
+            match = _TENSOR_CORE.search(line)
+            if match:
+                counts[match[1]] = counts.get(match[1], 0) + 1
+        reports.append(
+            KernelReport(
+                name,
+                arch,
+                registers,
+                stack + local,
+                shared,
+                counts,
+                sum("LDGSTS" in line or "UTMALDG" in line or "UBLKCP" in line for line in lines),
+                sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in lines),
+            )
+        )
+    return reports
+
+
+def cuda_kernels() -> list[KernelReport]:
+    """The kernels of `mify._cuda`; `MifyError` where it is not built."""
+    spec = importlib.util.find_spec("mify._cuda")
+    if spec is None or spec.origin is None:
+        raise MifyError("mify._cuda is not built", "install the CUDA toolkit and run `pip install .` again")
+    return read_binary(Path(spec.origin))
+
+
+def compile_triton(
+    kernel: Any,
+    signature: Mapping[str, str],
+    constants: Mapping[str, Any],
+    *,
+    architecture: int = 90,
+    num_warps: int = 4,
+    num_stages: int = 3,
+    aligned: Sequence[str] = (),
+) -> KernelReport:
+    """Compiles a `@triton.jit` function for an architecture that need not be here, and reads the result.
+
+    Args:
+        signature: argument → type ("*bf16", "i32", "fp32"), in the order of the function's; constants left out.
+        constants: constexpr argument → value.
+        aligned: arguments divisible by 16 (pointers are by themselves).
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = list(signature) + list(constants)
+    order = {name: index for index, name in enumerate(kernel.arg_names)}
+    missing = set(kernel.arg_names) - set(names)
+    if missing:
+        raise ValueError(f"the signature of {kernel.__name__} lacks {', '.join(sorted(missing))}")
+    types = {name: signature.get(name, "constexpr") for name in sorted(names, key=lambda name: order[name])}
+    divisible = [name for name, kind in signature.items() if kind.startswith("*") or name in aligned]
+    attributes = {(order[name],): [["tt.divisibility", 16]] for name in divisible}
+    source = ASTSource(kernel, types, {(order[name],): value for name, value in constants.items()}, attributes)
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        (report,) = read_binary(Path(file.name))
+    return KernelReport(
+        kernel.__name__,
+        architecture,
+        report.registers,
+        report.spilled_bytes,
+        compiled.metadata.shared,
+        report.tensor_core,
+        report.async_copies,
+        report.local_accesses,
+    )
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode != 0:
+        raise MifyError(
+            f"{command[0]} failed: {done.stderr.strip()[:300]}", "check that the file is a cubin or a library"
+        )
+    return done.stdout
+
+
+def _architecture(line: str) -> int | None:
+    match = re.search(r"arch = sm_(\d+)", line)
+    return int(match[1]) if match else None
+
+
+def _usage(text: str) -> dict[tuple[int, str], tuple[int, int, int, int]]:
+    """(architecture, function) → registers, stack, local, shared, from `cuobjdump --dump-resource-usage`."""
+    found = {}
+    arch, name = 0, ""
+    for line in text.splitlines():
+        arch = _architecture(line) or arch
+        if match := re.search(r"Function\s+(\S+?):?\s*$", line):
+            name = match[1]
+        if match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
+            registers, stack, shared, local = map(int, match.groups())
+            found[arch, name] = registers, stack, local, shared
+    return found
+
+
+def _instructions(text: str) -> dict[tuple[int, str], list[str]]:
+    """(architecture, function) → its lines of machine code, from `cuobjdump -sass`."""
+    found: dict[tuple[int, str], list[str]] = {}
+    arch, lines = 0, []
+    for line in text.splitlines():
+        arch = _architecture(line) or arch
+        if match := re.search(r"Function\s*:\s*(\S+)", line):
+            lines = found.setdefault((arch, match[1]), [])
+        elif "/*" in line:
+            lines.append(line)
+    return found

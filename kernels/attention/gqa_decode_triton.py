@@ -1,0 +1,195 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Decode attention in Triton: the twin of the CUDA kernel for other dtypes and GPUs. Two launches: parts, then their
+sum.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK_KEYS = 64
+
+
+@triton.jit
+def _part_kernel(
+    q_ptr,  # (B, Hq, D)
+    k_ptr,  # (pages, page_size, Hkv, D)
+    v_ptr,  # likewise
+    lengths_ptr,  # (B,)
+    table_ptr,  # (B, columns)
+    k_scale_ptr,  # (Hkv,)
+    v_scale_ptr,  # (Hkv,)
+    rows_ptr,  # (B, Hq, splits, D) fp32
+    statistics_ptr,  # (B, Hq, splits, 2) fp32: maximum (base 2), sum
+    q_batch,
+    q_head,
+    k_page,
+    k_slot,
+    k_head,
+    v_page,
+    v_slot,
+    v_head,
+    table_row,
+    num_pages,
+    capacity,
+    scale_log2,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PAGED: tl.constexpr,
+    SCALED: tl.constexpr,
+):
+    pair = tl.program_id(0)
+    split = tl.program_id(1)
+    batch = pair // KV_HEADS
+    head = pair % KV_HEADS
+    length = tl.load(lengths_ptr + batch)
+    good = (length >= 0) & (length <= capacity)
+    length = tl.where(good, length, 0)
+    units = tl.cdiv(length, BLOCK_N)
+    keys_a_split = tl.cdiv(units, NUM_SPLITS) * BLOCK_N
+    begin = split * keys_a_split
+    end = tl.minimum(begin + keys_a_split, length)
+
+    in_group = tl.arange(0, BLOCK_G)
+    dims = tl.arange(0, D)
+    heads = head * GROUP + in_group
+    q_at = batch.to(tl.int64) * q_batch + heads.to(tl.int64)[:, None] * q_head + dims[None, :]
+    q = tl.load(q_ptr + q_at, mask=in_group[:, None] < GROUP, other=0.0)
+    if SCALED:
+        scale_log2 = scale_log2 * tl.load(k_scale_ptr + head)
+
+    top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_G,), tl.float32)
+    out = tl.zeros((BLOCK_G, D), tl.float32)
+    for start in range(begin, end, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        inside = keys < end
+        if PAGED:
+            page = tl.load(table_ptr + batch.to(tl.int64) * table_row + keys // PAGE_SIZE, mask=inside, other=0)
+            slot = keys % PAGE_SIZE
+            known = (page >= 0) & (page < num_pages)
+            good = good & (tl.sum((inside & ~known).to(tl.int32), 0) == 0)
+            inside = inside & known
+        else:
+            page = tl.zeros((BLOCK_N,), tl.int32) + batch
+            slot = keys
+        k_at = page.to(tl.int64) * k_page + slot.to(tl.int64) * k_slot + head.to(tl.int64) * k_head
+        v_at = page.to(tl.int64) * v_page + slot.to(tl.int64) * v_slot + head.to(tl.int64) * v_head
+        k = tl.load(k_ptr + k_at[:, None] + dims[None, :], mask=inside[:, None], other=0.0).to(q.dtype)
+        v = tl.load(v_ptr + v_at[:, None] + dims[None, :], mask=inside[:, None], other=0.0).to(q.dtype)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        scores = tl.where(inside[None, :], scores, float("-inf"))
+        now = tl.maximum(top, tl.max(scores, 1))
+        base = tl.where(now == float("-inf"), 0.0, now)
+        weights = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(weights, 1)
+        out = out * shrink[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
+        top = now
+    total = tl.where(good, total, float("nan"))
+    if SCALED:
+        out = out * tl.load(v_scale_ptr + head)
+    row = (batch.to(tl.int64) * KV_HEADS * GROUP + heads) * NUM_SPLITS + split
+    mask = in_group < GROUP
+    tl.store(rows_ptr + row[:, None] * D + dims[None, :], out, mask=mask[:, None])
+    tl.store(statistics_ptr + row * 2, top, mask=mask)
+    tl.store(statistics_ptr + row * 2 + 1, total, mask=mask)
+
+
+@triton.jit
+def _sum_kernel(
+    rows_ptr,  # (B * Hq, splits, D) fp32
+    statistics_ptr,  # (B * Hq, splits, 2) fp32
+    out_ptr,  # (B * Hq, D)
+    NUM_SPLITS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    splits = tl.arange(0, BLOCK_S)
+    dims = tl.arange(0, D)
+    at = row * NUM_SPLITS + splits
+    mask = splits < NUM_SPLITS
+    top = tl.load(statistics_ptr + at * 2, mask=mask, other=float("-inf"))
+    total = tl.load(statistics_ptr + at * 2 + 1, mask=mask, other=0.0)
+    highest = tl.max(top, 0)
+    weights = tl.exp2(top - tl.where(highest == float("-inf"), 0.0, highest))
+    parts = tl.load(rows_ptr + at[:, None] * D + dims[None, :], mask=mask[:, None], other=0.0)
+    # The sums come first: one that is NaN says that the sequence's length or a page of it cannot be.
+    whole = tl.sum(weights * total, 0) + 0.0 * tl.sum(total, 0)
+    out = tl.sum(parts * weights[:, None], 0) / tl.where(whole == 0.0, 1.0, whole)
+    tl.store(out_ptr + row * D + dims, out.to(out_ptr.dtype.element_ty))
+
+
+def forward(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    page_table: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    scale: float,
+    num_splits: int,
+) -> Tensor:
+    """As `gqa_decode.gqa_decode`, arguments checked there."""
+    from .gqa_decode import choose_splits
+
+    batch, heads, dim = q.shape
+    pages, page_size, kv_heads, _ = k_cache.shape
+    group = heads // kv_heads
+    columns = 1 if page_table is None else page_table.shape[1]
+    if num_splits == 0:
+        processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
+        num_splits = choose_splits(batch, kv_heads, page_size * columns, processors)
+    q = q if q.stride(2) == 1 else q.contiguous()
+    scaled = k_scale is not None or v_scale is not None
+    ones = torch.ones(kv_heads, dtype=torch.float32, device=q.device) if scaled else lengths
+    rows = torch.empty((batch, heads, num_splits, dim), dtype=torch.float32, device=q.device)
+    statistics = torch.empty((batch, heads, num_splits, 2), dtype=torch.float32, device=q.device)
+    out = torch.empty((batch, heads, dim), dtype=q.dtype, device=q.device)
+    if batch == 0:
+        return out
+    _part_kernel[(batch * kv_heads, num_splits)](
+        q,
+        k_cache,
+        v_cache,
+        lengths.contiguous(),
+        lengths if page_table is None else page_table.contiguous(),
+        ones if k_scale is None else k_scale.contiguous(),
+        ones if v_scale is None else v_scale.contiguous(),
+        rows,
+        statistics,
+        q.stride(0),
+        q.stride(1),
+        *k_cache.stride()[:3],
+        *v_cache.stride()[:3],
+        columns,
+        pages,
+        page_size * columns,
+        scale * math.log2(math.e),
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        PAGE_SIZE=page_size,
+        NUM_SPLITS=num_splits,
+        D=dim,
+        BLOCK_G=max(16, triton.next_power_of_2(group)),
+        BLOCK_N=BLOCK_KEYS,
+        PAGED=page_table is not None,
+        SCALED=scaled,
+        num_warps=4,
+    )
+    _sum_kernel[(batch * heads,)](
+        rows, statistics, out, NUM_SPLITS=num_splits, D=dim, BLOCK_S=triton.next_power_of_2(num_splits), num_warps=4
+    )
+    return out
