@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +13,16 @@ from torch import Tensor
 from mify.errors import MifyError
 from mify.export.conventions import Conventions
 from mify.export.hf_config import read_config, write_config
-from mify.export.safetensors_file import Entry, SafetensorsFile, write
-from mify.export.weights import Weights, as_weights, tensor_shapes, to_model
+from mify.export.hf_files import INDEX, MAX_SHARD_BYTES, SINGLE, write_shards, write_text_files
+from mify.export.quantized import QuantizedTensors, is_linear
+from mify.export.safetensors_file import Entry, SafetensorsFile
+from mify.export.weights import Weights, as_weights, dtype_name, tensor_shapes, to_model
 from mify.files import atomic_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from mify.model import Model
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-MAX_SHARD_BYTES = 5_000_000_000
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-_FIM = {
-    "fim_prefix_token": "fim_prefix_id",
-    "fim_middle_token": "fim_middle_id",
-    "fim_suffix_token": "fim_suffix_id",
-}
 
 
 def export_hf(
@@ -72,67 +65,6 @@ def import_hf(
     return to_model(HfWeights(folder), dtype=dtype, device=device)
 
 
-def write_shards(
-    folder: Path, entries: dict[str, Entry], make: Callable[[str], Tensor], *, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
-    """Writes tensors to `model.safetensors`, or to shards with an index where they exceed `max_shard_bytes`."""
-    shards: list[dict[str, Entry]] = [{}]
-    filled = 0
-    for name, entry in entries.items():
-        if shards[-1] and filled + entry.num_bytes > max_shard_bytes:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = entry
-        filled += entry.num_bytes
-    if len(shards) == 1:
-        write(folder / SINGLE, shards[0], make)
-        return
-    files: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write(folder / file, shard, make)
-        files |= dict.fromkeys(shard, file)
-    total = sum(entry.num_bytes for entry in entries.values())
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
-
-
-def write_text_files(folder: Path, weights: Weights) -> None:
-    """tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json."""
-    conventions = weights.conventions
-    generation = {
-        "bos_token_id": conventions.bos_id,
-        "eos_token_id": list(conventions.eos_ids) or None,
-        "pad_token_id": conventions.pad_id,
-    }
-    write_json(folder / "generation_config.json", generation)
-    tokenizer = weights.tokenizer
-    if tokenizer is None:
-        return
-    text_of = {token_id: text for text, token_id in tokenizer.definition["model"]["vocab"].items()}
-    text_of |= {token_id: text for text, token_id in tokenizer.special.items()}
-    settings: dict[str, Any] = {
-        "add_bos_token": conventions.add_bos,
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": weights.config.context,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-    ids = {
-        "bos_token": conventions.bos_id,
-        "eos_token": conventions.eos_ids[0] if conventions.eos_ids else None,
-        "pad_token": conventions.pad_id,
-    }
-    settings |= {key: text_of[token_id] for key, token_id in ids.items() if token_id is not None}
-    fim = {key: getattr(tokenizer, attribute) for key, attribute in _FIM.items()}
-    if all(token_id is not None for token_id in fim.values()):
-        settings["extra_special_tokens"] = {key: text_of[token_id] for key, token_id in fim.items()}
-    write_json(folder / "tokenizer_config.json", settings)
-    text = json.dumps(tokenizer.definition, ensure_ascii=False, indent=1) + "\n"
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    if conventions.chat_template:
-        (folder / "chat_template.jinja").write_text(conventions.chat_template, encoding="utf-8")
-
-
 class HfWeights(Weights):
     """A Hugging Face folder, its tensors read on demand."""
 
@@ -144,15 +76,21 @@ class HfWeights(Weights):
         values = _object(self.folder / "config.json")
         self.config = read_config(values, str(self.folder / "config.json"), self.folder.resolve().name)
         self._files = self._open()
+        settings = values.get("quantization_config")
+        self._quantized = QuantizedTensors(settings, self._files, self.source) if settings else None
         self._check_tensors()
         self.tokenizer = Tokenizer.load(self.folder) if (self.folder / "tokenizer.json").exists() else None
         self.conventions = self._conventions(values)
         self.check_vocabulary()
 
     def tensor(self, name: str) -> Tensor:
+        if self._quantized is not None and is_linear(name):
+            return self._quantized.tensor(name)
         return self._files[name].tensor(name)
 
     def dtype(self, name: str) -> torch.dtype:
+        if self._quantized is not None and is_linear(name):
+            return torch.float32
         return self._files[name].entries[name].dtype
 
     def _open(self) -> dict[str, SafetensorsFile]:
@@ -180,9 +118,9 @@ class HfWeights(Weights):
         raise MifyError(f"{self.folder} has neither {SINGLE} nor {INDEX}", "download or export the folder again")
 
     def _check_tensors(self) -> None:
-        shapes = tensor_shapes(self.config)
+        expected = self._expected()
         for name in self._files:
-            if name in shapes or name.endswith(".rotary_emb.inv_freq"):
+            if name in expected or name.endswith(".rotary_emb.inv_freq"):
                 continue
             if name == "lm_head.weight" and self.config.tie_embeddings:
                 continue
@@ -191,24 +129,38 @@ class HfWeights(Weights):
                 f"{self.folder} has {name}, {what} that Llama's plain form has not",
                 "only models without it can be imported",
             )
-        missing = [name for name in shapes if name not in self._files]
+        missing = [name for name in expected if name not in self._files]
         if missing:
             raise MifyError(
-                f"{self.folder} lacks {len(missing)} of {len(shapes)} tensors: {', '.join(missing[:3])} …",
+                f"{self.folder} lacks {len(missing)} of {len(expected)} tensors: {', '.join(missing[:3])} …",
                 "download or export the folder again, or correct config.json",
             )
-        for name, shape in shapes.items():
-            entry = self._files[name].entries[name]
-            if entry.shape != shape:
+        for name, entry in expected.items():
+            found = self._files[name].entries[name]
+            if found.shape != entry.shape:
                 raise MifyError(
-                    f"{self.folder}: {name} has shape {entry.shape}, config.json asks for {shape}",
+                    f"{self.folder}: {name} has shape {found.shape}, config.json asks for {entry.shape}",
                     "use the config.json that belongs to these weights",
                 )
-            if not entry.dtype.is_floating_point or entry.dtype.itemsize < 2:
+            floating = entry.dtype.is_floating_point and entry.dtype.itemsize >= 2
+            of_kind = found.dtype.is_floating_point and found.dtype.itemsize >= 2
+            if (found.dtype != entry.dtype) if not floating else not of_kind:
                 raise MifyError(
-                    f"{self.folder}: {name} is stored as {dtype_name(entry.dtype)}, which is quantized",
-                    "import the unquantized model",
+                    f"{self.folder}: {name} is stored as {dtype_name(found.dtype)}, config.json says otherwise",
+                    "use the config.json that belongs to these weights, or import the unquantized model",
                 )
+
+    def _expected(self) -> dict[str, Entry]:
+        """Stored name → dtype (any wider float stands for a float) and shape."""
+        expected: dict[str, Entry] = {}
+        for name, shape in tensor_shapes(self.config).items():
+            if self._quantized is not None and is_linear(name):
+                base = name.removesuffix("weight")
+                parts = self._quantized.scheme.entries(shape)
+                expected |= {base + suffix: entry for suffix, entry in parts.items()}
+            else:
+                expected[name] = Entry(torch.float32, shape)
+        return expected
 
     def _conventions(self, values: dict[str, Any]) -> Conventions:
         if self.tokenizer is None:
@@ -233,11 +185,6 @@ class HfWeights(Weights):
             add_bos=bos is not None and '"TemplateProcessing"' in json.dumps(post),
             chat_template=template if isinstance(template, str) else None,
         )
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """ "float32" of torch.float32."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _object(path: Path, *, optional: bool = False) -> dict[str, Any]:

@@ -87,12 +87,14 @@ def read_config(values: dict[str, Any], where: str, name: str) -> ModelConfig:
         "sliding_window": (None,),
         "pretraining_tp": (1, None),
         "partial_rotary_factor": (1, 1.0, None),
-        "quantization_config": (None,),
         "num_local_experts": (None,),
     }
     for key, allowed in wanted.items():
         if values.get(key) not in allowed:
-            raise MifyError(f"{where}: {key} is {values[key]!r}, which Llama's plain form has not", _remedy(key))
+            raise MifyError(
+                f"{where}: {key} is {values[key]!r}, which Llama's plain form has not",
+                "only models without it can be imported",
+            )
     rope = _rope(values, where)
     missing = [theirs for theirs in _NUMBERS.values() if theirs not in values]
     if missing:
@@ -129,9 +131,3 @@ def _rope(values: dict[str, Any], where: str) -> float:
     if isinstance(theta, bool) or not isinstance(theta, (int, float)):
         raise MifyError(f"{where}: rope_theta is {theta!r}", "give a positive number")
     return float(theta)
-
-
-def _remedy(key: str) -> str:
-    if key == "quantization_config":
-        return "import the unquantized model, or the GGUF file of this one"
-    return "only models without it can be imported"

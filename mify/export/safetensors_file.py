@@ -8,11 +8,12 @@ https://huggingface.co/docs/safetensors
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,11 @@ class Entry:
 def write(path: Path, entries: Mapping[str, Entry], make: Callable[[str], Tensor]) -> None:
     """Writes `entries` to `path`, asking `make(name)` for each tensor when its turn comes.
 
-    Tensors are laid out by falling item size (so that each is aligned), else in the order given.
+    Tensors are laid out in the order given, or by falling item size where one of them would not be aligned.
     """
-    order = sorted(entries, key=lambda name: -entries[name].dtype.itemsize)
+    order = list(entries)
+    if not _aligned(list(entries.values())):
+        order.sort(key=lambda name: -entries[name].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in order:
@@ -75,6 +78,11 @@ def write(path: Path, entries: Mapping[str, Entry], make: Callable[[str], Tensor
             if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
                 raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, announced as {entry}")
             file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def _aligned(entries: Sequence[Entry]) -> bool:
+    starts = itertools.accumulate((entry.num_bytes for entry in entries), initial=0)
+    return all(start % entry.dtype.itemsize == 0 for start, entry in zip(starts, entries, strict=False))
 
 
 class SafetensorsFile:

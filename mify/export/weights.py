@@ -126,3 +126,8 @@ def conventions_of(model: Model) -> Conventions:
 def remember_conventions(model: Model, conventions: Conventions) -> None:
     """Keeps on a loaded model what its file said, so that an export says it again."""
     model.__dict__["conventions"] = conventions
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32" of torch.float32."""
+    return str(dtype).removeprefix("torch.")

@@ -46,12 +46,21 @@ def test_gguf_is_f16_by_default_and_checked_on_demand(tmp_path: Path, folder: Pa
     assert (tmp_path / "m.gguf").stat().st_size < 0.6 * (folder / "model.safetensors").stat().st_size
 
 
+@pytest.mark.parametrize("kind", ["fp8", "int8", "int4"])
+def test_quantized_folders_load_again(tmp_path: Path, folder: Path, kind: str) -> None:
+    code, output = mify("export", folder, "--to", kind, "--out", tmp_path / kind)
+    assert code == 0, output
+    assert load(tmp_path / kind).config == load(folder).config
+    assert (tmp_path / kind / "model.safetensors").stat().st_size < (folder / "model.safetensors").stat().st_size / 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (("export", "{hf}", "--to", "onnx", "--out", "{out}"), "--to onnx is not known"),
         (("export", "{hf}", "--to", "hf", "--dtype", "q8_0", "--out", "{out}"), "q8_0 is no dtype of a Hugging Face"),
         (("export", "{hf}", "--to", "gguf", "--dtype", "int4", "--out", "{out}"), "unknown GGUF dtype 'int4'"),
+        (("export", "{hf}", "--to", "fp8", "--check", "--out", "{out}"), "--check does not go with --to fp8"),
         (("export", "{out}", "--to", "hf", "--out", "{out}"), "does not exist"),
         (("import", "{hf}", "--out", "{hf}"), "is the source itself"),
         (("import", "{hf}", "--dtype", "int4", "--out", "{out}"), "int4 is not known"),

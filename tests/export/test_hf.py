@@ -29,12 +29,17 @@ def hf_logits(folder: Path, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_computes_the_same_logits(
-    tmp_path: Path, make_model: Callable[..., Model], logits: Callable, tokenizer: Tokenizer, tied: bool
+    tmp_path: Path,
+    make_model: Callable[..., Model],
+    logits: Callable,
+    close: Callable,
+    tokenizer: Tokenizer,
+    tied: bool,
 ) -> None:
     model = make_model(tie_embeddings=tied)
     export_hf(model, tmp_path / "hf")
     ids = tokenizer.encode("import os\n\nclass Parser:\n    def read(self, path):\n" * 4)[:120]
-    assert (hf_logits(tmp_path / "hf", ids) - logits(model, ids)).abs().max() <= 1e-5
+    assert close(hf_logits(tmp_path / "hf", ids), logits(model, ids))
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert loaded.dtype == torch.float32
     assert loaded.config.architectures == ["LlamaForCausalLM"]
@@ -82,11 +87,13 @@ def test_import_gives_back_the_same_model(tmp_path: Path, make_model: Callable[.
         assert torch.equal(tensor, other), name
 
 
-def test_shards_load_in_transformers(tmp_path: Path, make_model: Callable[..., Model], logits: Callable) -> None:
+def test_shards_load_in_transformers(
+    tmp_path: Path, make_model: Callable[..., Model], logits: Callable, close: Callable
+) -> None:
     model = make_model()
     export_hf(model, tmp_path / "hf", max_shard_bytes=60_000)
     ids = list(range(130, 190))
-    assert (hf_logits(tmp_path / "hf", ids) - logits(model, ids)).abs().max() <= 1e-5
+    assert close(hf_logits(tmp_path / "hf", ids), logits(model, ids))
 
 
 def test_same_model_gives_the_same_bytes(
@@ -115,7 +122,9 @@ def test_export_in_bfloat16_rounds_once(tmp_path: Path, make_model: Callable[...
         {"rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     ],
 )
-def test_models_of_transformers_are_imported(tmp_path: Path, logits: Callable, fields: dict[str, Any]) -> None:
+def test_models_of_transformers_are_imported(
+    tmp_path: Path, logits: Callable, close: Callable, fields: dict[str, Any]
+) -> None:
     torch.manual_seed(3)
     shape = {
         "vocab_size": 300,
@@ -133,10 +142,10 @@ def test_models_of_transformers_are_imported(tmp_path: Path, logits: Callable, f
     assert ours.tokenizer is None
     ids = list(range(0, 300, 5))
     with torch.no_grad():
-        assert (theirs(torch.tensor([ids])).logits[0] - logits(ours, ids)).abs().max() <= 1e-5
+        assert close(theirs(torch.tensor([ids])).logits[0], logits(ours, ids))
 
 
-def test_mistral_without_a_window_is_llama(tmp_path: Path, logits: Callable) -> None:
+def test_mistral_without_a_window_is_llama(tmp_path: Path, logits: Callable, close: Callable) -> None:
     torch.manual_seed(4)
     config = transformers.MistralConfig(
         vocab_size=300, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
@@ -147,7 +156,7 @@ def test_mistral_without_a_window_is_llama(tmp_path: Path, logits: Callable) -> 
     ids = list(range(0, 300, 5))
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0]
-    assert (expected - logits(import_hf(tmp_path / "theirs"), ids)).abs().max() <= 1e-5
+    assert close(expected, logits(import_hf(tmp_path / "theirs"), ids))
 
 
 @pytest.mark.parametrize(

@@ -62,15 +62,14 @@ def greedy_tokens(model: Model) -> list[int]:
 
 
 def test_transformers_has_equal_logits_and_greedy_tokens(
-    folder: Path, model: Model, logits: Callable, greedy_tokens: list[int]
+    folder: Path, model: Model, logits: Callable, close: Callable, greedy_tokens: list[int]
 ) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = model.require_tokenizer().encode(PROMPT)
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0]
-        # Relative to logits of about 20.
-        assert (expected - logits(model, ids)).abs().max() <= 1e-4
+        assert close(expected, logits(model, ids))
         new = theirs.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False, eos_token_id=None)[0, len(ids) :]
     assert new.tolist() == greedy_tokens
 
