@@ -1,4 +1,8 @@
 // AVX-512 permutation kernels; run only where cpu_features().avx512 holds. See permute.hpp for the mathematics.
+// GCC 12 takes its own AVX-512 intrinsics to read uninitialized values (bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include "minhash/permute.hpp"

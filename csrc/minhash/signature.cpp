@@ -7,6 +7,7 @@
 
 #include "minhash/permute.hpp"
 #include "text/mix.hpp"
+#include "text/word_hash.hpp"
 
 namespace mify {
 namespace {
@@ -23,8 +24,7 @@ Signer::Signer(const SignatureConfig& config)
       padded_((config.num_perm + kPermGroup - 1) / kPermGroup * kPermGroup) {
   if (config.num_perm == 0) throw std::invalid_argument("num_perm must be at least 1");
   if (config.scheme == Scheme::kOnePermutation) {
-    minima32_.resize(config.num_perm);
-    filled_.resize(config.num_perm);
+    minima32_.resize(2 * size_t{config.num_perm});
     return;
   }
   if (config.a.size() != config.num_perm || config.b.size() != config.num_perm) {
@@ -64,7 +64,6 @@ void Signer::begin() {
   num_shingles_ = 0;
   std::fill(minima32_.begin(), minima32_.end(), ~uint32_t{0});
   std::fill(minima64_.begin(), minima64_.end(), ~uint64_t{0});
-  std::fill(filled_.begin(), filled_.end(), uint8_t{0});
 }
 
 void Signer::add(std::span<const uint64_t> hashes) {
@@ -92,37 +91,47 @@ void Signer::add(std::span<const uint64_t> hashes) {
 }
 
 // One-permutation hashing (Li, Owen, Zhang 2012): one hash chooses a bin by its high half and competes there with its
-// low half, so a shingle costs one update however many bins there are.
+// low half, so a shingle costs one update however many bins there are. A bin that holds 2^32 - 1 counts as empty.
+// Shingles go to two tables in turn (merged in finish()): an update then rarely waits for the one before it.
 void Signer::add_one_permutation(std::span<const uint64_t> hashes) {
   const uint64_t bins = config_.num_perm, salt = fmix64(config_.seed);
-  uint32_t* const minima = minima32_.data();
-  uint8_t* const filled = filled_.data();
-  for (const uint64_t hash : hashes) {
-    const uint64_t x = fmix64(hash ^ salt);
+  uint32_t* const even = minima32_.data();
+  uint32_t* const odd = even + bins;
+  const auto update = [bins, salt](uint64_t hash, uint32_t* minima) {
+    const uint64_t x = mum(hash ^ salt, kS1);
     const uint64_t bin = (x >> 32) * bins >> 32;
     const uint32_t value = static_cast<uint32_t>(x);
-    minima[bin] = std::min(minima[bin], value);
-    filled[bin] = 1;
+    minima[bin] = value < minima[bin] ? value : minima[bin];
+  };
+  size_t i = 0;
+  for (; i + 2 <= hashes.size(); i += 2) {
+    update(hashes[i], even);
+    update(hashes[i + 1], odd);
   }
+  if (i < hashes.size()) update(hashes[i], even);
 }
 
 // Optimal densification (Shrivastava 2017): an empty bin borrows from a bin drawn by a hash of (bin, attempt) that is
-// the same for all texts, drawing again until the bin drawn was filled by a shingle.
+// the same for all texts, drawing again until the bin drawn was filled by a shingle. Merges the two tables first.
 void Signer::densify() {
   const uint64_t bins = config_.num_perm;
+  uint32_t* const filled = minima32_.data() + bins;
+  uint32_t all = ~uint32_t{0};
   for (uint64_t bin = 0; bin < bins; ++bin) {
-    if (filled_[bin] != 0) continue;
-    for (uint64_t attempt = 1;; ++attempt) {
+    filled[bin] = minima32_[bin] = std::min(minima32_[bin], filled[bin]);
+    all = std::min(all, filled[bin]);
+  }
+  if (all == ~uint32_t{0}) return;
+  for (uint64_t bin = 0; bin < bins; ++bin) {
+    for (uint64_t attempt = 1; minima32_[bin] == ~uint32_t{0}; ++attempt) {
       const uint64_t drawn = (fmix64((bin << 32 | attempt) ^ config_.seed * 0x9E3779B97F4A7C15ull) >> 32) * bins >> 32;
-      if (filled_[drawn] == 0) continue;
-      minima32_[bin] = minima32_[drawn];
-      break;
+      minima32_[bin] = filled[drawn];
     }
   }
 }
 
 void Signer::finish(void* out) {
-  if (config_.scheme == Scheme::kOnePermutation && num_shingles_ > 0) densify();
+  if (config_.scheme == Scheme::kOnePermutation) densify();
   const bool wide = config_.scheme == Scheme::kAffine64;
   const void* const minima = wide ? static_cast<const void*>(minima64_.data()) : minima32_.data();
   std::memcpy(out, minima, config_.num_perm * value_bytes(config_.scheme));

@@ -55,7 +55,6 @@ class Signer {
   size_t padded_;
   std::vector<uint32_t> a32_, b32_, minima32_, mixed32_;
   std::vector<uint64_t> a64_, b64_, minima64_, mixed64_;
-  std::vector<uint8_t> filled_;
 };
 
 // Signs every text into `out` (texts.size() rows of num_perm values) and tells each one's counts.

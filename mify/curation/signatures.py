@@ -12,9 +12,10 @@ scheme             permutation of a shingle hash h
 affine32           a·fmix32(h) + b mod 2^32, a odd (a bijection); datasketch 2.0's default, bit for bit
 affine64           a·fmix64(h) + b mod 2^64, a odd; for sets of 10^8 shingles and more, where 32 bits saturate
 legacy             ((a·h + b mod 2^64) mod 2^61 - 1) mod 2^32; datasketch before 2.0, bit for bit
-one_permutation    fmix64(h) chooses one of num_perm bins by its high half and competes there with its low half; empty
-                   bins borrow by optimal densification (Shrivastava 2017). The fastest, whatever num_perm; for texts
-                   of few shingles its values are not independent, so the error above does not hold for them
+one_permutation    a 64-bit mix of h chooses one of num_perm bins by its high half and competes there with its low
+                   half; empty bins borrow by optimal densification (Shrivastava 2017). The fastest, whatever
+                   num_perm; for texts of few shingles its values are not independent, so the error above does not
+                   hold for them
 =================  =====================================================================================================
 
 =======  ===============================================================================================================

@@ -85,7 +85,8 @@ def _one_permutation(hashes: list[int], bins: int, seed: int) -> list[int]:
     """One-permutation hashing with optimal densification, as csrc/minhash/signature.cpp defines it."""
     filled: dict[int, int] = {}
     for h in hashes:
-        x = _fmix64(h ^ _fmix64(seed))
+        product = (h ^ _fmix64(seed)) * 0xE7037ED1A0B428DB
+        x = (product ^ product >> 64) & (2**64 - 1)
         place, value = (x >> 32) * bins >> 32, x & 0xFFFFFFFF
         filled[place] = min(filled.get(place, 2**32), value)
     if not filled:
