@@ -1,6 +1,6 @@
-"""What a compiler says about a kernel, on a machine without a GPU: registers, spills, shared memory, instructions.
+"""What the compiler made of the CUDA kernels, read on a machine without a GPU: registers, spills, instructions.
 
-CUDA kernels are read out of the built `mify._cuda`; Triton kernels are compiled ahead of time for a given architecture.
+They are read out of the built `mify._cuda`. Triton's kernels are compiled and read by `mify.kernels.ahead`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ import importlib.util
 import re
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mify.errors import MifyError
 
-# A block of an sm_90 kernel may use this much shared memory, one of sm_80 that much.
+# Shared memory that one block may use.
 SHARED_LIMIT = {90: 227 << 10, 80: 163 << 10}
 _TENSOR_CORE = re.compile(r"\b(HGMMA|QGMMA|HMMA|QMMA|IMMA|IGMMA)\b")
 
@@ -28,7 +26,7 @@ class KernelReport:
 
     Args:
         architecture: 80 or 90. registers: a thread. spilled_bytes: stack and local memory a thread.
-        shared_bytes: static, plus dynamic where the caller knows it.
+        shared_bytes: what is declared in the code; what a launch asks for besides is not in it.
         tensor_core: instruction → how many stand in the code (HMMA mma.sync, HGMMA wgmma, QGMMA wgmma in FP8).
         async_copies: LDGSTS (cp.async) and UTMALDG/UBLKCP (the bulk copy engine) instructions.
         local_accesses: LDL and STL instructions: what spilling costs.
@@ -98,54 +96,6 @@ def cuda_kernels() -> list[KernelReport]:
     if spec is None or spec.origin is None:
         raise MifyError("mify._cuda is not built", "install the CUDA toolkit and run `pip install .` again")
     return read_binary(Path(spec.origin))
-
-
-def compile_triton(
-    kernel: Any,
-    signature: Mapping[str, str],
-    constants: Mapping[str, Any],
-    *,
-    architecture: int = 90,
-    num_warps: int = 4,
-    num_stages: int = 3,
-    aligned: Sequence[str] = (),
-) -> KernelReport:
-    """Compiles a `@triton.jit` function for an architecture that need not be here, and reads the result.
-
-    Args:
-        signature: argument → type ("*bf16", "i32", "fp32"), in the order of the function's; constants left out.
-        constants: constexpr argument → value.
-        aligned: arguments divisible by 16 (pointers are by themselves).
-    """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = list(signature) + list(constants)
-    order = {name: index for index, name in enumerate(kernel.arg_names)}
-    missing = set(kernel.arg_names) - set(names)
-    if missing:
-        raise ValueError(f"the signature of {kernel.__name__} lacks {', '.join(sorted(missing))}")
-    types = {name: signature.get(name, "constexpr") for name in sorted(names, key=lambda name: order[name])}
-    divisible = [name for name, kind in signature.items() if kind.startswith("*") or name in aligned]
-    attributes = {(order[name],): [["tt.divisibility", 16]] for name in divisible}
-    source = ASTSource(kernel, types, {(order[name],): value for name, value in constants.items()}, attributes)
-    options = {"num_warps": num_warps, "num_stages": num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        (report,) = read_binary(Path(file.name))
-    return KernelReport(
-        kernel.__name__,
-        architecture,
-        report.registers,
-        report.spilled_bytes,
-        compiled.metadata.shared,
-        report.tensor_core,
-        report.async_copies,
-        report.local_accesses,
-    )
 
 
 def _run(*command: str) -> str:

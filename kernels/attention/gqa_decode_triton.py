@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mify.kernels.ahead import Case
+
 BLOCK_KEYS = 64
 
 
@@ -193,3 +195,31 @@ def forward(
         rows, statistics, out, NUM_SPLITS=num_splits, D=dim, BLOCK_S=triton.next_power_of_2(num_splits), num_warps=4
     )
     return out
+
+
+def cases() -> list[Case]:
+    """The shipped configurations, for compilation ahead: the heads of three models, bf16 and FP8 cache."""
+    return [
+        _case(kv_heads, group, dim, cache)
+        for kv_heads, group, dim in ((4, 5, 128), (8, 4, 128), (2, 2, 64))
+        for cache in ("bf16", "fp8e4nv")
+    ]
+
+
+def _case(kv_heads: int, group: int, dim: int, cache: str) -> Case:
+    strides = ("q_batch", "q_head", "k_page", "k_slot", "k_head", "v_page", "v_slot", "v_head")
+    arguments = {
+        "q_ptr": "*bf16",
+        **dict.fromkeys(("k_ptr", "v_ptr"), f"*{cache}"),
+        **dict.fromkeys(("lengths_ptr", "table_ptr"), "*i32"),
+        **dict.fromkeys(("k_scale_ptr", "v_scale_ptr", "rows_ptr", "statistics_ptr"), "*fp32"),
+        **dict.fromkeys(strides, "i32*16"),
+        **dict.fromkeys(("table_row", "num_pages", "capacity"), "i32"),
+        "scale_log2": "fp32",
+    }
+    constants = {
+        "KV_HEADS": kv_heads, "GROUP": group, "PAGE_SIZE": 64, "NUM_SPLITS": 16, "D": dim, "BLOCK_G": 16,
+        "BLOCK_N": BLOCK_KEYS, "PAGED": True, "SCALED": cache != "bf16",
+    }  # fmt: skip
+    name = f"gqa_decode {kv_heads * group}/{kv_heads}/{dim} {cache}"
+    return Case(name, _part_kernel, arguments, constants, num_warps=4, num_stages=3, uses_tensor_cores=True)

@@ -187,6 +187,8 @@ def test_the_op_is_well_registered_and_compiles_in_one_graph() -> None:
     [
         ({}, torch.bfloat16, (9, 0), "cuda"),
         ({"cache_bytes": 1}, torch.bfloat16, (8, 0), "cuda"),
+        ({"cache_bytes": 1}, torch.float16, (8, 0), "ref"),
+        ({"cache_bytes": 1}, torch.float16, (9, 0), "triton"),
         ({}, torch.float16, (9, 0), "triton"),
         ({}, torch.bfloat16, (7, 5), "triton"),
         ({"head_dim": 256}, torch.bfloat16, (9, 0), "triton"),
