@@ -1,0 +1,107 @@
+"""transformers' Trainer on the same packed inputs: the rival of `mify bench train`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from importlib import util
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mify.data.batch import PackedBatch
+    from mify.model import Model
+
+
+def installed(name: str) -> bool:
+    """Whether a package can be imported here."""
+    return util.find_spec(name) is not None
+
+
+def llama(model: Model) -> Any:
+    """A `LlamaForCausalLM` with the weights of `model` (sdpa attention: flash attention has no CPU kernel)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = model.config
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.ffn_size,
+            num_hidden_layers=shape.num_layers,
+            num_attention_heads=shape.num_query_heads,
+            num_key_value_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            rms_norm_eps=shape.rms_norm_eps,
+            max_position_embeddings=shape.context,
+            rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+            tie_word_embeddings=shape.tie_embeddings,
+            attn_implementation="sdpa",
+            use_cache=False,
+        )
+    )
+    theirs.load_state_dict(model.state_dict(), strict=not shape.tie_embeddings)
+    return theirs
+
+
+def rows_of(batch: PackedBatch) -> list[dict[str, Any]]:
+    """The batch's rows as transformers takes them: labels unshifted, documents told apart by their positions."""
+    rows, context = batch.num_rows, batch.max_seqlen
+    tokens, positions = batch.tokens.view(rows, context), batch.positions.view(rows, context)
+    labels = batch.labels.view(rows, context).roll(1, dims=1)
+    labels[:, 0] = -100
+    return [{"input_ids": tokens[i], "position_ids": positions[i], "labels": labels[i]} for i in range(batch.num_rows)]
+
+
+def trainer_step_seconds(model: Model, batches: list[PackedBatch]) -> tuple[list[float], list[float]]:
+    """Trains on each batch with transformers' `Trainer`. Returns CPU seconds from step end to step end, and losses."""
+    import torch
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    ends: list[float] = []
+    losses: list[float] = []
+
+    base: Any = TrainerCallback
+
+    class Clock(base):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            ends.append(time.process_time())
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs:
+                losses.append(float(logs["loss"]))
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    data = [row for batch in batches for row in rows_of(batch)]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=batches[0].num_rows,
+            max_steps=len(batches),
+            learning_rate=1e-3,
+            adam_beta2=0.95,
+            weight_decay=0.1,
+            max_grad_norm=1.0,
+            lr_scheduler_type="constant",
+            optim="adamw_torch_fused",
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            dataloader_num_workers=0,
+            train_sampling_strategy="sequential",
+            remove_unused_columns=False,
+            seed=0,
+        )
+
+        def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+        trainer = Trainer(
+            model=llama(model), args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()]
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return [after - before for before, after in pairwise(ends)], losses
