@@ -89,8 +89,9 @@ def curate(config: DemoConfig, folder: Path, report: Report) -> dict[str, Any]:
         held_out=collection.held_out,
         num_workers=workers,
         progress=report,
+        collection=collection.report,
     )
-    return {**result.to_dict(), "collection": collection.report, "line": result.headline()}
+    return {**result.to_dict(), "line": result.headline()}
 
 
 def show_funnel(console: Console, summary: dict[str, Any]) -> None:
