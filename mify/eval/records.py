@@ -101,6 +101,24 @@ class Journal:
             self._write(found.values())
 
 
+def read_records(path: str | os.PathLike[str], format: str) -> list[dict[str, Any]]:
+    """The records of a finished journal, without its header.
+
+    Raises:
+        MifyError: it is missing, damaged, or of another format or version.
+    """
+    path = Path(path)
+    try:
+        header, *records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise MifyError(f"{path} does not exist", "run the evaluation that writes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, ValueError):
+        raise MifyError(f"{path} is damaged", "delete it, or start over with --fresh") from None
+    if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (format, VERSION):
+        raise MifyError(f"{path} is no {format} journal of version {VERSION}", "start over with --fresh")
+    return records
+
+
 def _differences(there: Any, here: dict[str, Any]) -> list[str]:
     """The names of the settings that differ."""
     found = there if isinstance(there, dict) else {}

@@ -18,7 +18,7 @@ from dataclasses import replace
 from mify.errors import MifyError
 from mify.eval.launch import Mounts, SandboxKind, host_python, package_mounts, remedy, sandbox_kind
 from mify.eval.programs import Form, Limits, Program, Verdict
-from mify.eval.worker import PRELOAD, Worker
+from mify.eval.worker import Worker
 
 __all__ = [
     "Form",
@@ -67,7 +67,6 @@ def run_programs(
     if not kind.confined and not allow_unconfined:
         raise MifyError(f"generated programs are not run here, for nothing would confine them: {kind.reason}", remedy())
     mounts = Mounts(python or host_python(), package_mounts(packages))
-    preload = (*PRELOAD, *packages)
     verdicts: list[Verdict | None] = [None] * len(programs)
     again: list[int] = []
     lock = threading.Lock()
@@ -80,7 +79,7 @@ def run_programs(
             on_verdict(verdict)
 
     def work(index: int) -> None:
-        with Worker(kind, mounts, limits, index=index, preload=preload) as worker:
+        with Worker(kind, mounts, limits, index=index) as worker:
             while not stop.is_set():
                 with lock:
                     position = next(positions, None)
@@ -103,7 +102,7 @@ def run_programs(
             stop.set()
             raise
     if again:
-        with Worker(kind, mounts, limits, preload=preload) as worker:
+        with Worker(kind, mounts, limits) as worker:
             for position in sorted(again):
                 settle(position, replace(worker.run(programs[position], form), retried=True))
     return [verdict for verdict in verdicts if verdict is not None]

@@ -58,8 +58,9 @@ class Task:
         program: (item, answer) → the program that passes where the answer is right; None where `exact` judges.
         exact: (item, answer) → whether the answer is right; None where a program judges.
         canonical: item → the published solution as an answer, for the harness's own proof; None where there is none.
+        texts: item → texts of it that training must not have seen, for `contamination`; None where there are none.
         sampling: how to complete by default.
-        packages: what the programs import besides the standard library.
+        packages: what the programs may import besides the standard library.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Task:
     program: Callable[[Item, str], Program] | None = None
     exact: Callable[[Item, str], bool] | None = None
     canonical: Callable[[Item], str] | None = None
+    texts: Callable[[Item], tuple[str, ...]] | None = None
     limits: Limits = field(default_factory=Limits)
     packages: tuple[str, ...] = ()
 

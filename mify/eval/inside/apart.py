@@ -61,6 +61,9 @@ class Remote:
             raise AttributeError(name)
         return self._channel.ask("attribute", self._reference, [name])
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._channel.ask("set", self._reference, [name, value])
+
     def __bool__(self) -> bool:
         return True
 
@@ -181,6 +184,7 @@ _OPERATIONS: dict[str, Callable[[Any, list[Any], dict[str, Any]], Any]] = {
     "len": lambda target, arguments, keywords: len(target),
     "item": lambda target, arguments, keywords: target[arguments[0]],
     "attribute": lambda target, arguments, keywords: getattr(target, arguments[0]),
+    "set": lambda target, arguments, keywords: setattr(target, *arguments),
     "value": _value,
 }
 
@@ -254,6 +258,8 @@ def encode(value: Any, other: Callable[[Any], Any], depth: int = 0) -> Any:
         return {"frozenset": _ordered(each(frozenset.__iter__(value)))}
     if isinstance(value, (bytes, bytearray)):
         return {"bytes" if isinstance(value, bytes) else "bytearray": bytes(value).hex()}
+    if kind is type and getattr(builtins, value.__name__, None) is value:
+        return {"type": value.__name__}
     if kind is complex:
         return {"complex": [value.real, value.imag]}
     if kind is range:
@@ -308,6 +314,8 @@ def decode(value: Any, remote: Callable[[int], Any]) -> Any:
     if name in ("bytes", "bytearray"):
         data = bytes.fromhex(content)
         return data if name == "bytes" else bytearray(data)
+    if name == "type" and isinstance(getattr(builtins, content, None), type):
+        return getattr(builtins, content)
     if name == "complex":
         return complex(float(content[0]), float(content[1]))
     if name == "range":

@@ -275,6 +275,8 @@ def _forget_harness(scratch: str) -> None:
     random.seed(0)
     os.environ.clear()
     os.environ.update({"HOME": scratch, "TMPDIR": scratch, "PATH": "/usr/bin:/bin"})
+    # numpy's BLAS would reserve memory for a thread a core, which the limits on both are too small for.
+    os.environ.update({"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
 
 
 def _fresh_module() -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""HumanEval+ (Liu et al., arXiv 2305.01210): HumanEval with many times the tests, compared with a reference solution.
+
+Judged as `evalplus` judges: the original inputs and the added ones; equal outputs, or close ones where a tolerance is
+set or the expected value is a float; HumanEval/32 by the polynomial's value. Expected outputs come from running the
+reference in the tests' own namespace, each input copied for each of the two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from mify.eval.completers import Sampling
+from mify.eval.humaneval import STOP
+from mify.eval.programs import Limits, Program
+from mify.eval.tasks import DataSource, Item, Task, read_jsonl
+
+FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "base_input", "plus_input", "atol")
+
+# evalplus/eval/__init__.py, unsafe_execute, without numpy: `atol` stays raised once a float was expected, as there.
+_CHECK = """
+import copy as _copy, json as _json, math as _math
+
+
+def _is_floats(x):
+    return isinstance(x, float) or (isinstance(x, (list, tuple)) and bool(x) and all(isinstance(i, float) for i in x))
+
+
+def _close(a, b, atol):
+    if isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(_close(x, y, atol) for x, y in zip(a, b))
+    if not isinstance(a, (int, float, complex)) or not isinstance(b, (int, float, complex)):
+        raise TypeError("no numbers")
+    return a == b or (_math.isfinite(b) and abs(a - b) <= atol + 1e-07 * abs(b))
+
+
+def _check(candidate, reference, inputs, atol, is_zero_of_polynomial):
+    for arguments in inputs:
+        out = candidate(*_copy.deepcopy(arguments))
+        if is_zero_of_polynomial:
+            (coefficients,) = arguments
+            assert abs(sum(c * _math.pow(out, i) for i, c in enumerate(coefficients))) <= atol
+            continue
+        expected = reference(*_copy.deepcopy(arguments))
+        same = out == expected
+        if atol == 0 and _is_floats(expected):
+            atol = 1e-6
+        if not same and atol != 0:
+            assert type(out) == type(expected)
+            assert _close(out, expected, atol)
+        else:
+            assert same
+"""
+
+
+def humaneval_plus(path: str | os.PathLike[str], *, base_only: bool = False) -> Task:
+    """The task.
+
+    Args:
+        path: HumanEvalPlus.jsonl(.gz). base_only: only HumanEval's own inputs, judged the same way.
+    """
+    file = Path(path)
+    rows = read_jsonl(file, FIELDS)
+
+    def program(item: Item, answer: str) -> Program:
+        fields = item.fields
+        entry = fields["entry_point"]
+        inputs = fields["base_input"] + ([] if base_only else fields["plus_input"])
+        reference = fields["prompt"] + fields["canonical_solution"]
+        tests = (
+            f"{_CHECK}\n_reference = {{}}\nexec({reference!r}, _reference)\n"
+            f"_check({entry}, _reference[{entry!r}], _json.loads({json.dumps(inputs)!r}), "
+            f"{fields['atol']!r}, {entry == 'find_zero'})"
+        )
+        return Program(item.id, fields["prompt"] + answer, tests, entry_points=(entry,))
+
+    return Task(
+        name="humanevalplus-base" if base_only else "humanevalplus",
+        items=[Item(str(row["task_id"]), row) for row in rows],
+        source=DataSource.of(file, "Apache-2.0"),
+        sampling=Sampling(max_new_tokens=256, stop=STOP),
+        prompt=lambda item: (item.fields["prompt"], None),
+        answer=lambda item, completion: completion,
+        program=program,
+        canonical=lambda item: item.fields["canonical_solution"],
+        texts=lambda item: (item.fields["prompt"] + item.fields["canonical_solution"],),
+        packages=("numpy",),
+        # Both the answer and the reference run on up to a thousand inputs.
+        limits=Limits(wall_s=120.0, cpu_s=30.0, memory_bytes=2 << 30),
+    )
