@@ -15,6 +15,7 @@
 
 #include "packing/best_fit.hpp"
 #include "packing/bpe.hpp"
+#include "packing/bpe_train.hpp"
 #include "packing/philox.hpp"
 #include "packing/pre_tokenizer.hpp"
 #include "packing/rows.hpp"
@@ -61,9 +62,8 @@ mify::Bpe make_bpe(const std::vector<py::bytes>& token_bytes, const Array<uint8_
   return mify::Bpe(definition);
 }
 
-// Texts are encoded in groups, so that the order of the ids does not depend on the threads.
-py::tuple encode_batch(const mify::Bpe& bpe, const py::sequence& sequence, unsigned threads) {
-  const py::tuple texts(sequence);  // holds every text alive
+// The UTF-8 of every text; `texts` holds them alive.
+std::vector<std::string_view> views_of(const py::tuple& texts) {
   std::vector<std::string_view> views;
   views.reserve(texts.size());
   for (const py::handle text : texts) {
@@ -73,6 +73,44 @@ py::tuple encode_batch(const mify::Bpe& bpe, const py::sequence& sequence, unsig
     if (data == nullptr) throw py::error_already_set();
     views.emplace_back(data, static_cast<size_t>(size));
   }
+  return views;
+}
+
+// Counts do not depend on who counts what.
+void count_words(mify::WordCounts& words, const py::sequence& sequence, unsigned threads) {
+  const py::tuple texts(sequence);
+  const std::vector<std::string_view> views = views_of(texts);
+  const py::gil_scoped_release release;
+  mify::ThreadTeam team(threads);
+  if (team.size() == 1) {
+    for (const std::string_view text : views) words.add(text);
+    return;
+  }
+  std::vector<mify::WordCounts> parts(team.size());
+  team.for_ranges(views.size(), 16, [&](unsigned worker, size_t first, size_t last) {
+    for (size_t i = first; i < last; ++i) parts[worker].add(views[i]);
+  });
+  for (const mify::WordCounts& part : parts) words.add(part);
+}
+
+py::tuple train_bpe(const mify::WordCounts& words, uint32_t vocab_size, uint32_t first_id, const py::bytes& bytes) {
+  const std::string_view order(bytes);
+  mify::TrainedBpe trained;
+  {
+    const py::gil_scoped_release release;
+    trained =
+        mify::train_bpe(words, vocab_size, first_id, {reinterpret_cast<const uint8_t*>(order.data()), order.size()});
+  }
+  py::list tokens;
+  for (const std::string& token : trained.tokens) tokens.append(py::bytes(token));
+  return py::make_tuple(tokens, to_array(std::move(trained.merge_left)), to_array(std::move(trained.merge_right)),
+                        to_array(std::move(trained.merge_result)));
+}
+
+// Texts are encoded in groups, so that the order of the ids does not depend on the threads.
+py::tuple encode_batch(const mify::Bpe& bpe, const py::sequence& sequence, unsigned threads) {
+  const py::tuple texts(sequence);
+  const std::vector<std::string_view> views = views_of(texts);
   std::vector<uint32_t> ids;
   std::vector<int64_t> offsets(views.size() + 1, 0);
   {
@@ -240,6 +278,13 @@ void bind_packing(py::module_& m) {
       .def_property_readonly("vocab_size", &mify::Bpe::vocab_size)
       .def("encode_batch", &encode_batch, py::arg("texts"), py::arg("threads") = 1,
            "(ids uint32, offsets int64 (len(texts) + 1)): text i has ids[offsets[i]:offsets[i + 1]].");
+  py::class_<mify::WordCounts>(m, "WordCounts", "Pre-tokens (qwen2 pattern) and how often each occurs.")
+      .def(py::init())
+      .def("add", &count_words, py::arg("texts"), py::arg("threads") = 1)
+      .def("__len__", &mify::WordCounts::size);
+  m.def(
+      "train_bpe", &train_bpe, py::arg("words"), py::arg("vocab_size"), py::arg("first_id"), py::arg("bytes"),
+      "(tokens, merge_left, merge_right, merge_result): the merged tokens from id first_id + 256 on, and the merges.");
   py::class_<Shards>(m, "Shards", "Token shards as the plan and the rows read them; keeps the arrays alive.")
       .def(py::init<const std::vector<py::array>&, const Array<int64_t>&, const Array<uint64_t>&,
                     const Array<uint8_t>&>(),

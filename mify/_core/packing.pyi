@@ -27,6 +27,22 @@ class Bpe:
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """(ids, offsets (len(texts) + 1,)): text i has ids[offsets[i]:offsets[i + 1]]."""
 
+class WordCounts:
+    """Pre-tokens (qwen2 pattern) and how often each occurs."""
+
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def add(self, texts: Sequence[str], threads: int = 1) -> None: ...
+
+def train_bpe(
+    words: WordCounts, vocab_size: int, first_id: int, bytes: bytes
+) -> tuple[list[bytes], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]:
+    """(tokens, merge_left, merge_right, merge_result) of a byte-level BPE.
+
+    Ids from `first_id` on: the 256 bytes in the order of `bytes`, then `tokens`, until there are `vocab_size` ids or no
+    pair is left. Merges are in the order of their ranks.
+    """
+
 class Shards:
     """Token shards as the plan and the rows read them; keeps the arrays alive.
 
