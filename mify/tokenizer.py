@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,52 +202,62 @@ class Tokenizer:
         ]
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE over `texts` with the design's special tokens at ids 0 to 127 and single digits.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, threads: int = 1) -> Tokenizer:
+    """Byte-level BPE over `texts` with the special tokens at ids 0 to 127 and single digits.
 
-    The result depends on the texts alone (not on threads). A small corpus may have fewer than `vocab_size` pairs to
-    merge; `vocab_size` of the result tells.
+    The merges are those that the trainer of `tokenizers` finds. The result depends on the texts alone, not on their
+    order or on threads. A small corpus may have fewer pairs than asked for: `vocab_size` of the result tells.
 
     Raises: MifyError: vocab_size below 384 (128 special tokens and 256 bytes), or no text at all.
     """
-    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as HfTokenizer
+    from mify._core.packing import WordCounts, train_bpe
 
     if vocab_size < MIN_VOCAB_SIZE:
         raise MifyError(
             f"a vocabulary of {vocab_size} is too small",
             f"ask for at least {MIN_VOCAB_SIZE}: {special.NUM_SPECIAL} special tokens and 256 bytes",
         )
-    seen = 0
-
-    def counted() -> Iterator[str]:
-        nonlocal seen
-        for text in texts:
-            seen += len(text)
-            yield text
-
-    inner = HfTokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    inner.decoder = decoders.ByteLevel()
-    names = special.special_tokens()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=names,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    inner.train_from_iterator(counted(), trainer)
-    if not seen:
+    words = WordCounts()
+    for batch in _batched(texts, 1024):
+        try:
+            words.add(batch, threads)
+        except (TypeError, UnicodeEncodeError):
+            raise next(_not_text(text) for text in batch if not _is_text(text)) from None
+    if not len(words):
         raise MifyError("there is no text to train a tokenizer on", "give a corpus with documents in it")
-    tokenizer = Tokenizer(json.loads(inner.to_str()))
-    if [tokenizer.special.get(name) for name in names] != list(range(special.NUM_SPECIAL)):
-        raise MifyError("the trainer moved the special tokens from ids 0 to 127", "use tokenizers>=0.21")
-    return tokenizer
+    characters = sorted(byte_alphabet())
+    order = bytes(byte_alphabet()[character] for character in characters)
+    tokens, *merges = train_bpe(words, vocab_size, special.NUM_SPECIAL, order)
+    to_character = {byte: character for character, byte in byte_alphabet().items()}
+    names = special.special_tokens()
+    names += characters + ["".join(to_character[byte] for byte in token) for token in tokens]
+    return Tokenizer(_definition(names, [[names[left], names[right]] for left, right, _ in zip(*merges, strict=True)]))
+
+
+def _definition(names: list[str], merges: list[list[str]]) -> dict[str, Any]:
+    """The `tokenizer.json` of a vocabulary whose first ids are special."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": index, "content": name, **flags} for index, name in enumerate(names[: special.NUM_SPECIAL])]
+    nothing = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": _qwen2(QWEN2_PATTERN),
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            **dict.fromkeys(nothing),
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {name: index for index, name in enumerate(names)},
+            "merges": merges,
+        },
+    }
 
 
 def _qwen2(pattern: str) -> dict[str, Any]:
@@ -254,6 +265,12 @@ def _qwen2(pattern: str) -> dict[str, Any]:
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {"type": "Sequence", "pretokenizers": [split, level]}
+
+
+def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    rest = iter(texts)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 def _is_text(text: object) -> bool:

@@ -85,6 +85,33 @@ def test_names_of_special_tokens_in_text_are_text(tokenizer: Tokenizer) -> None:
         assert tokenizer.decode(ids) == f"a{name} b"
 
 
+@pytest.mark.parametrize("size", [400, 3000])
+def test_training_finds_the_merges_of_tokenizers(size: int, sources: list[str]) -> None:
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    theirs.train_from_iterator(
+        sources,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=special_tokens(),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    ours = train_tokenizer(sources, size, threads=2)
+    assert ours.definition == json.loads(theirs.to_str())
+
+
+def test_a_corpus_too_small_for_the_vocabulary_gives_what_it_has() -> None:
+    assert train_tokenizer(["ab ab"], 1000).vocab_size == 384 + 2
+
+
 def test_training_does_not_depend_on_order_or_threads(sources: list[str]) -> None:
     first = train_tokenizer(sources[:12], 700)
     again = train_tokenizer(reversed(sources[:12]), 700)
@@ -234,6 +261,8 @@ def test_bad_training_is_refused() -> None:
         train_tokenizer(["x"], 383)
     with pytest.raises(MifyError, match="no text"):
         train_tokenizer(["", ""], 500)
+    with pytest.raises(MifyError, match="lone surrogate"):
+        train_tokenizer(["fine", "\ud800"], 500)
 
 
 @pytest.mark.parametrize(
