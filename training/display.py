@@ -66,7 +66,9 @@ class Display:
     def __call__(self, step: int, steps: int, record: dict[str, Any]) -> None:
         if "held_out_bits_per_byte" in record:
             scores = "  ".join(f"{domain} {value:.4f}" for domain, value in record["held_out_bits_per_byte"].items())
-            self.say(f"step {step}/{steps}  held-out bits per byte: {scores}")
+            exact = record.get("infilling_exact_match")
+            lines = "" if exact is None else f"  infilled lines {exact:.1%}"
+            self.say(f"step {step}/{steps}  held-out bits per byte: {scores}{lines}")
             return
         if "event" in record:
             self.say(f"step {step}/{steps}  {record['event']}: {record.get('reason', '')}")

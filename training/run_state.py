@@ -250,11 +250,10 @@ class Run:
         started = time.perf_counter()
         self.model.tokenizer = self.tokenizer
         scores = self.held_out.bits_per_byte(self.model)
-        record = {
-            "step": self.step,
-            "held_out_bits_per_byte": scores,
-            "time": {"seconds": time.perf_counter() - started},
-        }
+        record: dict[str, Any] = {"step": self.step, "held_out_bits_per_byte": scores}
+        if exact := self.held_out.infilling_exact(self.model):
+            record["infilling_exact_match"] = sum(exact.values()) / len(exact)
+        record["time"] = {"seconds": time.perf_counter() - started}
         self.record(record)
         return scores
 

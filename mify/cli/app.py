@@ -8,6 +8,7 @@ import typer
 import typer.core
 
 import mify
+from mify.cli.ablate import ablate
 from mify.cli.bench import bench
 from mify.cli.curate import curate
 from mify.cli.demo import demo
@@ -64,6 +65,7 @@ def _root(
 
 
 # One module a command, imported at the top but importing nothing heavy itself, so that `mify --help` answers at once.
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(ablate)
 app.command()(bench)
 app.command()(curate)
 app.command()(demo)

@@ -1,0 +1,271 @@
+"""A scaling curve from a ladder of small runs: L(N, D) = E + A / N^alpha + B / D^beta (arXiv 2203.15556, approach 3).
+
+Each size is trained once at a constant rate; from its checkpoints short decay branches are cut (WSD, arXiv 2404.06395),
+which gives a loss at every budget for little more than the longest run. The fit is least squares on log L over a grid
+of exponents; for given exponents it is linear in E, A and B, which may not be negative. Error bars: the fit is repeated
+on residuals drawn with replacement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mify.errors import MifyError
+from mify.files import write_json
+
+from .ablate import MIXTURES, Say
+from .config import TrainConfig, load_recipe
+from .evaluate import HeldOut
+
+EXPONENTS = np.linspace(0.05, 1.2, 47)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One finished run: N non-embedding parameters plus the output matrix, D trained tokens, held-out bits per byte."""
+
+    name: str
+    parameters: int
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """L(N, D) = e + a / N^alpha + b / D^beta."""
+
+    e: float
+    a: float
+    alpha: float
+    b: float
+    beta: float
+
+    def __call__(self, parameters: float, tokens: float) -> float:
+        return self.e + self.a * parameters**-self.alpha + self.b * tokens**-self.beta
+
+    def optimum(self, flops: float) -> tuple[float, float]:
+        """(N, D) of least loss with 6 N D = `flops` (equation 4 there).
+
+        Raises:
+            MifyError: the fit found no gain from one of them, so there is no optimum inside.
+        """
+        if self.a <= 0 or self.b <= 0:
+            raise MifyError("the curve gains nothing from size or from tokens", "run a wider ladder")
+        g = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
+        parameters = g * (flops / 6) ** (self.beta / (self.alpha + self.beta))
+        return parameters, flops / 6 / parameters
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The curve, what it leaves unexplained, and the curves of the resamples."""
+
+    curve: Curve
+    points: tuple[Point, ...]
+    residual: float  # root mean square of log L - log L(N, D)
+    resampled: tuple[Curve, ...]
+
+    def interval(self, value: Callable[[Curve], float]) -> tuple[float, float]:
+        """The 95% interval of a function of the curve, over the resamples for which it exists."""
+        values = []
+        for curve in self.resampled:
+            try:
+                values.append(value(curve))
+            except (MifyError, OverflowError, ZeroDivisionError):
+                continue
+        low, high = np.quantile(values, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def fit(points: Sequence[Point], *, resamples: int = 200, seed: int = 0) -> Fit:
+    """The curve through `points`.
+
+    Raises:
+        MifyError: fewer than five points, or only one size or one budget.
+    """
+    sizes, budgets = {p.parameters for p in points}, {p.tokens for p in points}
+    if len(points) < 5 or len(sizes) < 2 or len(budgets) < 2:
+        raise MifyError(
+            f"{len(points)} runs of {len(sizes)} sizes and {len(budgets)} budgets do not fix five numbers",
+            "give at least three sizes and two budgets",
+        )
+    n = np.array([p.parameters for p in points], dtype=np.float64)
+    d = np.array([p.tokens for p in points], dtype=np.float64)
+    loss = np.array([p.loss for p in points])
+    curve = _least_squares(n, d, loss)
+    predicted = np.array([curve(*pair) for pair in zip(n, d, strict=True)])
+    residuals = np.log(loss) - np.log(predicted)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    spread = math.sqrt(len(points) / max(1, len(points) - 5))  # five numbers were fitted: residuals are too small
+    drawn = generator.integers(0, len(points), (resamples, len(points)))
+    curves = tuple(_least_squares(n, d, predicted * np.exp(spread * residuals[row])) for row in drawn)
+    return Fit(curve, tuple(points), float(np.sqrt(np.mean(residuals**2))), curves)
+
+
+def _least_squares(n: NDArray[np.float64], d: NDArray[np.float64], loss: NDArray[np.float64]) -> Curve:
+    """Minimizes the sum of ((L - L(N, D)) / L)^2, which is that of log L to first order."""
+    best: tuple[float, Curve] | None = None
+    scale_n, scale_d = float(np.exp(np.log(n).mean())), float(np.exp(np.log(d).mean()))
+    for alpha in EXPONENTS:
+        for beta in EXPONENTS:
+            columns = np.stack([np.ones_like(n), (n / scale_n) ** -alpha, (d / scale_d) ** -beta], axis=1)
+            weights = _non_negative(columns / loss[:, None], np.ones_like(loss))
+            error = float(np.sum((columns @ weights / loss - 1) ** 2))
+            if best is None or error < best[0] - 1e-15:
+                e, a, b = (float(value) for value in weights)
+                best = error, Curve(e, a * scale_n**alpha, float(alpha), b * scale_d**beta, float(beta))
+    assert best is not None
+    return best[1]
+
+
+def _non_negative(columns: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares with no negative coefficient, exactly: the best over the sets of columns that are used."""
+    count = columns.shape[1]
+    best, least = np.zeros(count), float(np.sum(target**2))
+    for used in range(1, 2**count):
+        chosen = [index for index in range(count) if used >> index & 1]
+        found = np.linalg.lstsq(columns[:, chosen], target, rcond=None)[0]
+        error = float(np.sum((columns[:, chosen] @ found - target) ** 2))
+        if (found >= 0).all() and error < least - 1e-15:
+            best, least = np.zeros(count), error
+            best[chosen] = found
+    return best
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A model size of the ladder."""
+
+    layers: int
+    hidden: int
+    ffn: int
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        return (
+            f"--model.num_layers={self.layers}",
+            f"--model.hidden_size={self.hidden}",
+            f"--model.ffn_size={self.ffn}",
+        )
+
+
+LADDER = (Rung(2, 64, 192), Rung(3, 96, 256), Rung(4, 128, 384), Rung(4, 192, 512))
+
+
+def run_ladder(
+    tokens: Path,
+    held_out: HeldOut,
+    out: Path,
+    *,
+    rungs: Sequence[Rung] = LADDER,
+    budgets: Sequence[int] = (60, 120, 240),
+    overrides: Sequence[str] = (),
+    seed: int = 1,
+    say: Say,
+) -> Fit:
+    """Trains the ladder (what is trained already is not trained again), measures it and fits the curve.
+
+    Args:
+        budgets: stable steps after which a branch decays, over a third as many steps.
+    """
+    points = [
+        _measure(branch, held_out, say)
+        for rung in rungs
+        for branch in _branches(rung, tokens, out, budgets, (*overrides, f"--seed={seed}"), say)
+    ]
+    found = fit(points)
+    write_json(out / "scale.json", to_dict(found))
+    return found
+
+
+def _branches(
+    rung: Rung, tokens: Path, out: Path, budgets: Sequence[int], overrides: Sequence[str], say: Say
+) -> list[TrainConfig]:
+    """The trunk of a size at a constant rate, trained; and the configurations of the decay branches cut from it."""
+    from .trainer import train
+
+    sources = []
+    for domain, weight in zip(("code", "text", "math"), MIXTURES["78:12:10"], strict=True):
+        sources += [f"--data.sources.{domain}.path={tokens / domain}", f"--data.sources.{domain}.weight={weight}"]
+    name = f"{rung.layers}x{rung.hidden}"
+    common = [*sources, *rung.overrides, *overrides, f"--folder={out}", "--schedule.warmup_steps=16"]
+    trunk = load_recipe(
+        "ablate-mix",
+        [
+            *common, f"--name={name}-trunk", f"--steps={max(budgets)}", "--schedule.kind=constant",
+            "--schedule.decay_steps=none", f"--checkpoint.every_steps={math.gcd(*budgets)}",
+            "--checkpoint.keep_last=99",
+        ],
+    )  # fmt: skip
+    say(f"{name}: trunk of {trunk.steps} steps")
+    train(trunk, lambda *_: None)
+    branches = []
+    for budget in budgets:
+        start = trunk.run_folder / "checkpoints" / f"step-{budget:08d}"
+        decay = max(1, budget // 3)
+        branches.append(
+            load_recipe(
+                "ablate-mix",
+                [
+                    *common, f"--name={name}-{budget}", f"--steps={budget + decay}", f"--schedule.decay_steps={decay}",
+                    f"--init.state={start}", "--checkpoint.keep_last=1",
+                ],
+            )
+        )  # fmt: skip
+    return branches
+
+
+def _measure(config: TrainConfig, held_out: HeldOut, say: Say) -> Point:
+    from mify.config import ModelConfig
+    from mify.files import read_json
+
+    from .ablate import measure
+
+    found = measure(config, held_out, say)["bits"]
+    sizes = sum(size for rows in found.values() for _, size, _ in rows)
+    bits = sum(value for rows in found.values() for _, _, value in rows)
+    newest = config.run_folder / (config.run_folder / "latest").read_text(encoding="utf-8").strip()
+    shape = ModelConfig.from_dict(read_json(newest / "model.json"))
+    parameters = shape.num_non_embedding_parameters() + shape.vocab_size * shape.hidden_size
+    say(f"{config.name}: {bits / sizes:.4f} bits per byte")
+    return Point(config.name, parameters, config.steps * config.tokens_per_step, bits / sizes)
+
+
+def to_dict(found: Fit) -> dict[str, Any]:
+    """The curve with its error bars, as JSON."""
+    names = ("e", "a", "alpha", "b", "beta")
+    bars = {name: found.interval(lambda curve, name=name: float(getattr(curve, name))) for name in names}  # type: ignore[misc]
+    return {
+        "format": "mify-scaling-curve",
+        "version": 1,
+        "law": "bits per byte = e + a / N^alpha + b / D^beta",
+        "curve": vars(found.curve),
+        "interval_95": bars,
+        "residual_rms_log": found.residual,
+        "points": [vars(point) for point in found.points],
+    }
+
+
+def plot(found: Fit, path: Path) -> None:
+    """Measured points and the fitted curve of each size, as PNG."""
+    from .charts import ladder
+
+    points: dict[str, tuple[list[float], list[float]]] = {}
+    fitted: dict[str, tuple[list[float], list[float]]] = {}
+    for point in sorted(found.points, key=lambda p: (p.parameters, p.tokens)):
+        xs, ys = points.setdefault(f"{point.parameters:,}", ([], []))
+        xs.append(point.tokens)
+        ys.append(point.loss)
+    low, high = min(p.tokens for p in found.points), max(p.tokens for p in found.points)
+    grid = np.geomspace(low, high, 50).tolist()
+    for name in points:
+        size = float(name.replace(",", ""))
+        fitted[name] = (grid, [found.curve(size, budget) for budget in grid])
+    ladder(points, fitted, path)
