@@ -28,8 +28,11 @@ def _list(value: bool) -> None:
 
 def evaluate(
     model: Annotated[
-        Path,
-        typer.Argument(help="A run folder, a checkpoint, a Hugging Face folder or a GGUF file.", show_default=False),
+        str,
+        typer.Argument(
+            help="A run folder, a checkpoint, a Hugging Face folder, a GGUF file, or the address of an endpoint.",
+            show_default=False,
+        ),
     ],
     tasks: Annotated[str, typer.Option(help="Names with commas; --list names them all.")] = "humaneval",
     list_tasks: Annotated[
@@ -52,6 +55,20 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FOLDER", envvar="MIFY_EVAL_DATA", help="Benchmark files that no package carries."),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(help="mify, transformers, llama.cpp; auto: endpoint for an address, else mify."),
+    ] = "auto",
+    endpoint_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model to ask an endpoint for.", show_default=False)
+    ] = None,
+    api_key_variable: Annotated[
+        str, typer.Option(metavar="NAME", help="The environment variable that holds an endpoint's key.")
+    ] = "OPENAI_API_KEY",
+    endpoint_infills: Annotated[
+        bool, typer.Option("--endpoint-infills", help="The endpoint honours `suffix`; some ignore it silently.")
+    ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's chat format.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 1,
     k: Annotated[str, typer.Option("--k", help="The k of pass@k, with commas.")] = "1",
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above, sample.")] = 0.0,
@@ -85,21 +102,24 @@ def evaluate(
 
     from rich.console import Console
 
-    from mify.eval.completers import MifyCompleter
-    from mify.eval.evaluate import BITS_PER_BYTE, model_identity, tasks_by_name
+    from mify.eval.evaluate import BITS_PER_BYTE, INFILLING, tasks_by_name
     from mify.eval.evaluate import evaluate as run
+    from mify.eval.open_model import open_model
     from mify.eval.sandbox import sandbox_kind
     from mify.eval.tasks import RunOptions
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
-        raise MifyError("no task is named", "use --tasks humaneval,infilling,bpb")
-    ks = _numbers(k)
-    needs_documents = {"infilling", BITS_PER_BYTE} & set(names)
+        raise MifyError("no task is named", "use --tasks humaneval,infilling,bpb; --list names them all")
+    needs_documents = {INFILLING, BITS_PER_BYTE} & set(names)
     if needs_documents and held_out is None:
         raise MifyError(
             f"{', '.join(sorted(needs_documents))} needs held-out documents", "give --held-out FILE.parquet"
         )
+    options = RunOptions(
+        samples=samples, k=_numbers(k), temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens,
+        limit=limit, workers=workers, allow_unconfined=unconfined, form="apart" if strict else "auto", chat=chat,
+    )  # fmt: skip
     console = Console()
     documents: list[Any] = _documents(held_out) if needs_documents else []
     chosen = tasks_by_name(names, data, lambda: documents)
@@ -107,16 +127,14 @@ def evaluate(
         kind = sandbox_kind()
         if kind.confined:
             console.print(f"programs run in {kind.name} ({kind.reason})", style="dim", highlight=False)
-    folder = out or Path("eval") / model.resolve().name
-    if fresh and folder.exists():
-        shutil.rmtree(folder)
-    loaded = _load(model, device)
-    completer = MifyCompleter(loaded, model.resolve().name, model_identity(loaded, model.resolve().name))
-    options = RunOptions(
-        samples=samples, k=ks, temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens,
-        limit=limit, workers=workers, allow_unconfined=unconfined, form="apart" if strict else "auto",
+    opened = open_model(
+        model, engine=engine, device=device, endpoint_model=endpoint_model, api_key_variable=api_key_variable,
+        endpoint_infills=endpoint_infills,
     )  # fmt: skip
-    with console.status("") as status:
+    with opened as (completer, loaded), console.status("") as status:
+        folder = out or Path("eval") / completer.name.replace("/", "_")
+        if fresh and folder.exists():
+            shutil.rmtree(folder)
         results = run(
             completer,
             chosen,
@@ -186,16 +204,3 @@ def _documents(path: Path | None) -> list[Any]:
     from mify.curation.documents import read_documents
 
     return [] if path is None else list(read_documents(path))
-
-
-def _load(path: Path, device: str) -> Any:
-    import torch
-
-    from mify.loading import load
-
-    if device not in ("auto", "cpu") and not device.startswith("cuda"):
-        raise MifyError(f"device {device!r} is unknown", "use auto, cpu or cuda")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise MifyError("device cuda is not there", "use --device cpu; `mify doctor` says what this machine has")
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return load(path, device=chosen, dtype=torch.bfloat16 if chosen.startswith("cuda") else torch.float32)

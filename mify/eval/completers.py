@@ -48,6 +48,9 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
 
+OnCompletion = Callable[[Prompt, str | None, dict[str, Any]], None]
+
+
 class Completer(Protocol):
     """A model that completes prompts.
 
@@ -58,13 +61,14 @@ class Completer(Protocol):
     name: str
     identity: dict[str, Any]
     can_infill: bool
+    can_chat: bool
 
     def complete(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling,
         done: frozenset[tuple[str, int]],
-        on_completion: Callable[[Prompt, str | None, dict[str, Any]], None],
+        on_completion: OnCompletion,
     ) -> None: ...
 
 
@@ -81,24 +85,25 @@ class MifyCompleter:
         self._model = model
         self._tokenizer = model.require_tokenizer()
         self.can_infill = self._tokenizer.fim_prefix_id is not None
+        self.can_chat = self._tokenizer.im_start_id is not None and self._tokenizer.im_end_id is not None
 
     def complete(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling,
         done: frozenset[tuple[str, int]],
-        on_completion: Callable[[Prompt, str | None, dict[str, Any]], None],
+        on_completion: OnCompletion,
     ) -> None:
         from mify.generate import generate
 
-        if any(prompt.chat for prompt in prompts):
-            raise MifyError(f"{self.name} has no chat template here", "use --prompt base")
         room = self._model.config.context - sampling.max_new_tokens
         if room < 16:
             raise MifyError(
                 f"a context of {self._model.config.context} has no room for {sampling.max_new_tokens} new tokens",
                 "give fewer with --max-new-tokens",
             )
+        ends = (self._tokenizer.eot_id, self._tokenizer.im_end_id)
+        stop_ids = [index for index in ends if index is not None]
         encoded = [(prompt, *self._encode(prompt, room)) for prompt in prompts]
         encoded.sort(key=lambda entry: (len(entry[1]), entry[0].key))
         for start in range(0, len(encoded), BATCH):
@@ -112,6 +117,7 @@ class MifyCompleter:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 seed=sampling.seed + start,
+                stop_ids=stop_ids,
                 stop=sampling.stop,
             )
             for (prompt, ids, cut), answer in zip(batch, answers, strict=True):
@@ -122,24 +128,48 @@ class MifyCompleter:
 
     def _encode(self, prompt: Prompt, room: int) -> tuple[list[int], int]:
         """Token ids of a prompt and how many tokens had to be left out to fit: from the far ends of the context."""
+        if prompt.chat:
+            ids = self._chat(prompt.text)
+            return ids[-room:], max(0, len(ids) - room)
         if prompt.suffix is None:
             ids = self._tokenizer.encode(prompt.text) or [self._tokenizer.eot_id or 0]
             return ids[-room:], max(0, len(ids) - room)
-        prefix, suffix = prompt.text, prompt.suffix
+        before = len(self._tokenizer.encode_fim(prompt.text, prompt.suffix))
+        prefix, suffix = fit_gap(prompt.text, prompt.suffix, room - 3, self._tokenizer.encode, self._tokenizer.decode)
         ids = self._tokenizer.encode_fim(prefix, suffix)
-        before = len(ids)
-        if before > room:
-            # Two thirds for what stands before: cut in characters, at the far ends, so that ids stay those of a text.
-            prefix_ids, suffix_ids = self._tokenizer.encode(prefix), self._tokenizer.encode(suffix)
-            keep_suffix = min(len(suffix_ids), max((room - 3) // 3, room - 3 - len(prefix_ids)))
-            keep_prefix = room - 3 - keep_suffix
-            prefix = self._tokenizer.decode(prefix_ids[-keep_prefix:]) if keep_prefix > 0 else ""
-            suffix = self._tokenizer.decode(suffix_ids[:keep_suffix])
-            ids = self._tokenizer.encode_fim(prefix, suffix)
-            while len(ids) > room:  # a cut inside a character can cost a token or two more
-                prefix = prefix[1:]
-                ids = self._tokenizer.encode_fim(prefix, suffix)
         return ids, max(0, before - len(ids))
+
+    def _chat(self, message: str) -> list[int]:
+        """ChatML with one user's message: the format whose special tokens the vocabulary has."""
+        start, end = self._tokenizer.im_start_id, self._tokenizer.im_end_id
+        assert start is not None
+        assert end is not None
+        encode = self._tokenizer.encode
+        return [start, *encode(f"user\n{message}"), end, *encode("\n"), start, *encode("assistant\n")]
+
+
+def fit_gap(
+    prefix: str,
+    suffix: str,
+    room: int,
+    encode: Callable[[str], list[int]],
+    decode: Callable[[list[int]], str],
+) -> tuple[str, str]:
+    """Prefix and suffix cut at their far ends so that both together have at most `room` tokens.
+
+    A third is kept for the suffix, more where the prefix needs less. It is texts that are cut, so that their ids are
+    those of a text.
+    """
+    before, after = encode(prefix), encode(suffix)
+    if len(before) + len(after) <= room:
+        return prefix, suffix
+    keep_after = min(len(after), max(room // 3, room - len(before)))
+    keep_before = min(len(before), room - keep_after)
+    prefix = decode(before[-keep_before:]) if keep_before else ""
+    suffix = decode(after[:keep_after])
+    while prefix and len(encode(prefix)) + len(encode(suffix)) > room:
+        prefix = prefix[1:]  # a cut inside a character can cost a token or two more
+    return prefix, suffix
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

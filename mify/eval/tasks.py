@@ -58,6 +58,8 @@ class Task:
         program: (item, answer) → the program that passes where the answer is right; None where `exact` judges.
         exact: (item, answer) → whether the answer is right; None where a program judges.
         canonical: item → the published solution as an answer, for the harness's own proof; None where there is none.
+        chat: item → the message to a chat model; None where the task has no such form.
+        chat_answer: (item, completion) → the answer in a chat model's completion.
         texts: item → texts of it that training must not have seen, for `contamination`; None where there are none.
         sampling: how to complete by default.
         packages: what the programs may import besides the standard library.
@@ -72,6 +74,8 @@ class Task:
     program: Callable[[Item, str], Program] | None = None
     exact: Callable[[Item, str], bool] | None = None
     canonical: Callable[[Item], str] | None = None
+    chat: Callable[[Item], str] | None = None
+    chat_answer: Callable[[Item, str], str] | None = None
     texts: Callable[[Item], tuple[str, ...]] | None = None
     limits: Limits = field(default_factory=Limits)
     packages: tuple[str, ...] = ()
@@ -90,6 +94,7 @@ class RunOptions:
         k: the k of pass@k to report.
         limit: only the first so many items (said in the result).
         form: how programs meet their tests, see `mify.eval.sandbox`.
+        chat: ask in the model's chat format, where the task has one.
     """
 
     samples: int = 1
@@ -102,6 +107,7 @@ class RunOptions:
     workers: int | None = None
     allow_unconfined: bool = False
     form: Form = "auto"
+    chat: bool = False
 
 
 def run_task(
@@ -132,6 +138,9 @@ def run_task(
             f"{task.name} asks to infill, and the vocabulary of {completer.name} has no FIM tokens",
             "leave the task out, or use a model trained with fill-in-the-middle",
         )
+    if options.chat and (task.chat is None or not completer.can_chat):
+        who = f"{task.name} has no chat form" if task.chat is None else f"{completer.name} has no chat template"
+        raise MifyError(who, "leave --chat out")
     out = Path(out)
     items = list(task.items if options.limit is None else task.items[: options.limit])
     if not items:
@@ -142,6 +151,8 @@ def run_task(
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
+        # A chat model ends its turn by itself, and explains before it answers.
+        stop=() if options.chat else task.sampling.stop,
     )
     settings = {
         "task": task.name,
@@ -150,8 +161,9 @@ def run_task(
         "sampling": asdict(sampling),
         "samples": options.samples,
         "items": len(items),
+        "chat": options.chat,
     }
-    completions = _complete(task, items, completer, sampling, options.samples, out, settings, progress)
+    completions = _complete(task, items, completer, sampling, options, out, settings, progress)
     verdicts, judged_by = _judge(task, items, completions, options, out, settings, progress)
     result = _summary(task, items, completions, verdicts, options, sampling, completer, judged_by)
     write_json(out / f"{task.name}.json", result)
@@ -163,7 +175,7 @@ def _complete(
     items: Sequence[Item],
     completer: Completer,
     sampling: Sampling,
-    samples: int,
+    options: RunOptions,
     out: Path,
     settings: dict[str, Any],
     progress: Progress | None,
@@ -171,7 +183,10 @@ def _complete(
     prompts = []
     for item in items:
         text, suffix = task.prompt(item)
-        prompts += [Prompt((item.id, sample), text, suffix) for sample in range(samples)]
+        if options.chat:
+            assert task.chat is not None
+            text, suffix = task.chat(item), None
+        prompts += [Prompt((item.id, sample), text, suffix, options.chat) for sample in range(options.samples)]
     with Journal(out / f"{task.name}.completions.jsonl", "completions", settings, ("id", "sample")) as journal:
 
         def keep(prompt: Prompt, text: str | None, facts: dict[str, Any]) -> None:
@@ -189,8 +204,12 @@ def _complete(
             if progress is not None:
                 progress(f"{task.name}: completing", len(journal.records), len(prompts))
 
-        if len(journal.records) < len(prompts):
-            completer.complete(prompts, sampling, frozenset((key[0], key[1]) for key in journal.records), keep)
+        # What an endpoint could not answer is asked again when the run is continued.
+        done = frozenset(
+            (key[0], key[1]) for key, record in journal.records.items() if record["completion"] is not None
+        )
+        if len(done) < len(prompts):
+            completer.complete(prompts, sampling, done, keep)
             journal.finish()
         return {(key[0], key[1]): record for key, record in journal.records.items()}
 
@@ -220,13 +239,13 @@ def _judge(
         programs: list[Program] = []
         keys: dict[str, tuple[str, int]] = {}
         for key, record in sorted(completions.items()):
-            if key in journal.records:
+            if journal.records.get(key, {"status": "no answer"})["status"] != "no answer":
                 continue
             if record["completion"] is None:
                 journal.add({"id": key[0], "sample": key[1], "status": "no answer", "detail": record.get("error", "")})
                 continue
             item = by_id[key[0]]
-            answer = task.answer(item, record["completion"])
+            answer = ((options.chat and task.chat_answer) or task.answer)(item, record["completion"])
             if task.program is None:
                 assert task.exact is not None
                 status = "passed" if task.exact(item, answer) else "failed"
@@ -286,7 +305,6 @@ def _summary(
         scores[f"pass@{k}"] = {"value": sum(values) / len(values), "low": low, "high": high}
     cut = sum(1 for record in completions.values() if record.get("prompt_cut"))
     return {
-        "format": "evaluation",
         "version": 1,
         "task": task.name,
         "model": completer.identity,
@@ -300,6 +318,8 @@ def _summary(
         "passed": sum(count > 0 for count in passed.values()) if options.samples > 1 else sum(passed.values()),
         "statuses": dict(sorted(statuses.items())),
         "prompts_cut": cut,
+        "format": "evaluation",
+        "prompt": "chat" if options.chat else "base",
         "sampling": asdict(sampling),
         "judged": judged_by,
     }

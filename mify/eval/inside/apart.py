@@ -258,7 +258,7 @@ def encode(value: Any, other: Callable[[Any], Any], depth: int = 0) -> Any:
         return {"frozenset": _ordered(each(frozenset.__iter__(value)))}
     if isinstance(value, (bytes, bytearray)):
         return {"bytes" if isinstance(value, bytes) else "bytearray": bytes(value).hex()}
-    if kind is type and getattr(builtins, value.__name__, None) is value:
+    if isinstance(value, type) and value in _BUILTIN_TYPES:
         return {"type": value.__name__}
     if kind is complex:
         return {"complex": [value.real, value.imag]}
@@ -286,6 +286,7 @@ def _ordered(items: list[Any]) -> list[Any]:
     return sorted(items, key=lambda item: json.dumps(item, sort_keys=True))
 
 
+_BUILTIN_TYPES = tuple(value for value in vars(builtins).values() if isinstance(value, type))
 _MOMENTS: dict[str, Callable[[str], Any]] = {
     "datetime": datetime.fromisoformat,
     "date": date.fromisoformat,
@@ -314,8 +315,8 @@ def decode(value: Any, remote: Callable[[int], Any]) -> Any:
     if name in ("bytes", "bytearray"):
         data = bytes.fromhex(content)
         return data if name == "bytes" else bytearray(data)
-    if name == "type" and isinstance(getattr(builtins, content, None), type):
-        return getattr(builtins, content)
+    if name == "type":
+        return next(kind for kind in _BUILTIN_TYPES if kind.__name__ == content)
     if name == "complex":
         return complex(float(content[0]), float(content[1]))
     if name == "range":

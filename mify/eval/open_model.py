@@ -1,0 +1,81 @@
+"""Opens whatever a user calls a model as something that completes prompts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mify.errors import MifyError
+
+if TYPE_CHECKING:
+    from mify.eval.completers import Completer
+    from mify.model import Model
+
+ENGINES = ("auto", "mify", "transformers", "llama.cpp")
+
+
+@contextmanager
+def open_model(
+    model: str,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    endpoint_model: str | None = None,
+    api_key_variable: str = "OPENAI_API_KEY",
+    endpoint_infills: bool = False,
+) -> Iterator[tuple[Completer, Model | None]]:
+    """The completer, and the model itself where it is one of mify's (for bits per byte).
+
+    Args:
+        model: a path, or the address of an OpenAI-compatible endpoint.
+        engine: who runs a path: "mify", "transformers" or "llama.cpp"; "auto" is mify.
+
+    Raises:
+        MifyError: an engine, a device or a model that is not there.
+    """
+    if engine not in ENGINES:
+        raise MifyError(f"the engine {engine!r} is unknown", f"use one of {', '.join(ENGINES)}")
+    if model.startswith(("http://", "https://")):
+        from mify.eval.endpoint import EndpointCompleter
+
+        if endpoint_model is None:
+            raise MifyError("an endpoint serves models by name", "give --endpoint-model NAME")
+        key = os.environ.get(api_key_variable)
+        yield EndpointCompleter(model, endpoint_model, api_key=key, suffix=endpoint_infills), None
+        return
+    if engine == "llama.cpp":
+        from mify.eval.endpoint import LlamaCppCompleter
+        from mify.eval.sandbox import usable_cpus
+
+        with LlamaCppCompleter(model, threads=usable_cpus()) as completer:
+            yield completer, None
+        return
+    import torch
+
+    chosen = _device(device)
+    dtype = torch.bfloat16 if chosen.startswith("cuda") else torch.float32
+    if engine == "transformers":
+        from mify.eval.transformers_model import TransformersCompleter
+
+        yield TransformersCompleter(model, device=chosen, dtype=dtype), None
+        return
+    from mify.eval.completers import MifyCompleter
+    from mify.eval.evaluate import model_identity
+    from mify.loading import load
+
+    loaded = load(model, device=chosen, dtype=dtype)
+    name = Path(model).resolve().name
+    yield MifyCompleter(loaded, name, model_identity(loaded, name)), loaded
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device not in ("auto", "cpu") and not device.startswith("cuda"):
+        raise MifyError(f"device {device!r} is unknown", "use auto, cpu or cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise MifyError("device cuda is not there", "use --device cpu; `mify doctor` says what this machine has")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
