@@ -18,5 +18,6 @@ A suite is one module, `bench/bench_SUITE.py` (imported as `mify.bench.bench_SUI
 `Row.not_measured(suite, case, impl, metric, unit, why=..., repro=...)`. Targets live in `targets.toml` under
 [SUITE."CASE"."METRIC"] and are looked up by `options.targets.find(suite, case, metric)`; the suites of
 the CPU use the column "cpu". `mify bench SUITE` prints the rows, writes `--json`, compares with `--compare old.json`,
-and ends with exit code 1 when a row fails.
+and ends with exit code 1 when a row fails. A suite may also have `picture(path) -> bool`, called after `run` when
+`--json` is given.
 """

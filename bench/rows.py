@@ -141,6 +141,11 @@ class Row:
         return cls(suite, case, impl, metric, None, unit, None, None, None, _text(target), "not measured", repro, why)
 
     @classmethod
+    def failed(cls, suite: str, case: str, impl: str, metric: str, unit: str, *, why: str, repro: str) -> Row:
+        """A figure that should have been measured and could not be: ours is wrong or does not run."""
+        return cls(suite, case, impl, metric, None, unit, None, None, None, None, "fail", repro, why)
+
+    @classmethod
     def predicted(
         cls,
         suite: str,

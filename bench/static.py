@@ -41,6 +41,13 @@ class KernelReport:
     async_copies: int
     local_accesses: int
 
+    @property
+    def readable(self) -> str:
+        """The name without its mangling, template figures behind it: "gqa_decode_kernel 128 0 1"."""
+        match = re.search(r".*\d([a-z][a-z_]*_kernel)", self.name)
+        figures = re.findall(r"(?:Li|E)(\d+)E", self.name)
+        return " ".join([match[1] if match else self.name, *figures])
+
 
 def cuobjdump() -> str | None:
     """The program that reads compiled kernels: from PATH, a CUDA toolkit, or Triton's own copy."""
@@ -96,6 +103,17 @@ def cuda_kernels() -> list[KernelReport]:
     if spec is None or spec.origin is None:
         raise MifyError("mify._cuda is not built", "install the CUDA toolkit and run `pip install .` again")
     return read_binary(Path(spec.origin))
+
+
+def dynamic_shared_bytes(report: KernelReport) -> int:
+    """The shared memory that the launch of one of `mify._cuda`'s kernels asks for besides what its code declares."""
+    match = re.fullmatch(r"gqa_decode_kernel (\d+) (\d) (\d)", report.readable)
+    if match is None:
+        return 0
+    from mify import _cuda
+
+    head_dim, fp8, column_tiles = (int(figure) for figure in match.groups())
+    return _cuda.gqa_decode_shared_bytes(head_dim, "fp8_e4m3" if fp8 else "bf16", 8 * column_tiles)
 
 
 def _run(*command: str) -> str:

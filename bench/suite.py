@@ -75,14 +75,19 @@ class Targets:
         return cls(table, column)
 
     def find(self, suite: str, case: str, metric: str) -> Target | None:
-        """The target of a figure on this device, or None. A case's own entry goes before a pattern ("packed-*")."""
-        cases = self._table.get(suite, {})
-        patterns = [case] if case in cases else [name for name in cases if fnmatch.fnmatchcase(case, name)]
-        for name in patterns:
-            entry = cases[name].get(metric)
-            if entry is not None and self.column in entry:
-                return Target.parse(entry[self.column], entry["source"])
+        """The target of a figure on this device, or None. A name's own entry goes before a pattern ("packed-*")."""
+        for metrics in _matching(self._table.get(suite, {}), case):
+            for columns in _matching(metrics, metric):
+                # The nearest entry decides: where it has no column for this device, no other's figure is borrowed.
+                text = columns.get(self.column)
+                return None if text is None else Target.parse(text, columns["source"])
         return None
+
+
+def _matching(table: Mapping[str, Any], name: str) -> list[Any]:
+    """The entry of that name first, then those whose pattern it matches, in the order of the file."""
+    exact = [table[name]] if name in table else []
+    return exact + [entry for key, entry in table.items() if key != name and fnmatch.fnmatchcase(name, key)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,13 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("v_strides"), py::arg("scale"), py::arg("stream"),
         "Decode attention; see csrc/attention/gqa_decode.hpp. Raises ValueError for arguments that cannot be, before\n"
         "anything is launched, and RuntimeError where the launch fails.");
+  m.def(
+      "gqa_decode_shared_bytes",
+      [](int head_dim, const std::string& cache_type, int group) {
+        return mify::gqa_decode_shared_bytes(head_dim, kv_type(cache_type), group);
+      },
+      py::arg("head_dim"), py::arg("kv_type"), py::arg("group"),
+      "Dynamic shared memory of the kernel for these figures, in bytes; 0 where there is none. Asks no device.");
   m.def("gqa_decode_info", &gqa_decode_info, py::arg("head_dim"), py::arg("kv_type"), py::arg("group"),
         "Registers, local bytes, shared bytes and threads of the kernel for these figures, on the current device.");
 }

@@ -47,4 +47,7 @@ struct KernelInfo {
 };
 int gqa_decode_info(int head_dim, KvType kv_type, int group, KernelInfo* info);
 
+// Dynamic shared memory of one variant in bytes, without asking a device; 0 where there is none.
+int gqa_decode_shared_bytes(int head_dim, KvType kv_type, int group);
+
 }  // namespace mify

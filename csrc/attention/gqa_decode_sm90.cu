@@ -70,6 +70,15 @@ int launch_gqa_decode(const GqaDecodeParams& params, int head_dim, KvType kv_typ
                      [&]<class C>() { return launch<C>(params, static_cast<cudaStream_t>(stream)); });
 }
 
+int gqa_decode_shared_bytes(int head_dim, KvType kv_type, int group) {
+  int bytes = 0;
+  with_config(head_dim, kv_type, group, [&]<class C>() {
+    bytes = C::SHARED_BYTES;
+    return cudaSuccess;
+  });
+  return bytes;
+}
+
 int gqa_decode_info(int head_dim, KvType kv_type, int group, KernelInfo* info) {
   return with_config(head_dim, kv_type, group, [&]<class C>() { return describe<C>(info); });
 }

@@ -78,6 +78,10 @@ def bench(
     if json_file is not None:
         bench_rows.write_results(json_file, rows, machine=machine())
         console.print(f"written: {json_file}")
+        for module in modules.values():
+            drawing = json_file.with_suffix(".png")
+            if hasattr(module, "picture") and module.picture(drawing):
+                console.print(f"written: {drawing}")
     if old is not None:
         print_changes(console, bench_rows.compare(old, rows))
     missed = bench_rows.failed(rows)
@@ -88,41 +92,69 @@ def bench(
 
 
 def print_rows(console: Console, rows: list[Row]) -> None:
-    """A table of the rows, one line each, the figure beside its rival, its target and its verdict."""
+    """The rows by case, one line each: the figure beside its rival, its target and its verdict; notes below."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=None, header_style="bold", pad_edge=False)
-    for name in ("case", "impl", "metric"):
-        table.add_column(name, overflow="fold")
-    for name in ("value", "rival", "ratio"):
-        table.add_column(name, justify="right", overflow="fold")
-    for name in ("target", "status"):
-        table.add_column(name, overflow="fold")
     notes: list[str] = []
-    before = None
+    cells: list[tuple[str, list[Text]]] = []
     for row in rows:
-        if before is not None and before != row.case:
-            table.add_section()
         mark = ""
         if row.note and row.note != "the rival's own figure":
             if row.note not in notes:
                 notes.append(row.note)
-            mark = f" [dim]({notes.index(row.note) + 1})[/dim]"
-        style = _STYLES[row.status]
-        table.add_row(
-            row.case if before != row.case else "",
-            row.impl,
-            row.metric,
-            "–" if row.value is None else f"{figure(row.value)} {row.unit}",
-            "" if row.rival is None else f"{row.rival} {figure(row.rival_value)}",
-            "" if row.ratio is None else f"{row.ratio:.2f}×",
-            row.target or "",
-            f"[{style}]{row.status}[/{style}]{mark}",
+            mark = f" ({notes.index(row.note) + 1})"
+        verdict = "" if row.note == "the rival's own figure" else row.status
+        cells.append(
+            (
+                row.case,
+                [
+                    Text(row.impl),
+                    Text(row.metric),
+                    Text("–" if row.value is None else f"{figure(row.value)} {row.unit}", justify="right"),
+                    Text(_against(row)),
+                    Text(_shown(row.target)),
+                    Text(verdict, style=_STYLES[row.status]) + Text(mark, style="dim"),
+                ],
+            )
         )
-        before = row.case
-    console.print(table)
+    widths = [max((line[column].cell_len for _, line in cells), default=0) for column in range(6)]
+    # A narrow terminal folds the names, never the figures.
+    spare = sum(widths) + 2 * len(widths) - console.width
+    for column, least in ((1, 14), (0, 14), (3, 12)):
+        cut = max(0, min(spare, widths[column] - least))
+        widths[column], spare = widths[column] - cut, spare - cut
+    before = None
+    for case, line in cells:
+        if case != before:
+            console.print(f"\n[bold]{case}[/bold]", highlight=False)
+            before = case
+        table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 1))
+        for width in widths:
+            table.add_column(width=width, overflow="fold")
+        table.add_row(*line)
+        console.print(table)
+    console.print()
     for number, note in enumerate(notes, 1):
         console.print(f"({number}) {note}", style="dim", highlight=False)
+
+
+def _against(row: Row) -> str:
+    if row.rival is None:
+        return ""
+    return (
+        f"{row.ratio:.2f}× {row.rival} {figure(row.rival_value)}"
+        if row.ratio
+        else f"{row.rival} {figure(row.rival_value)}"
+    )
+
+
+def _shown(target: str | None) -> str:
+    """ "ratio >= 1.1" as "≥ 1.1×", "value <= 5.5" as "≤ 5.5"."""
+    if target is None:
+        return ""
+    of, comparison, bound = target.split()
+    return f"{'≥' if comparison == '>=' else '≤'} {bound}{'×' if of == 'ratio' else ''}"
 
 
 def print_changes(console: Console, changes: list[Change]) -> None:
