@@ -59,6 +59,13 @@ Bpe::Bpe(const BpeDefinition& definition) : is_special_(definition.is_special), 
     line_feeds_.push_back(static_cast<uint16_t>(std::ranges::count(token, '\n')));
   }
 
+  vocab_size_ = size;
+  const size_t table_size = std::max(size, kTableSize);
+  starts_.resize(table_size + 1, bytes_.size());
+  characters_.resize(table_size);
+  line_feeds_.resize(table_size);
+  is_special_.resize(table_size);
+
   merges_.resize(std::bit_ceil(2 * num_merges + 2));
   merge_shift_ = 64 - std::countr_zero(merges_.size());
   for (size_t rank = 0; rank < num_merges; ++rank) {

@@ -23,11 +23,13 @@ class Bpe {
  public:
   explicit Bpe(const BpeDefinition& definition);
 
-  size_t vocab_size() const { return starts_.size() - 1; }
+  size_t vocab_size() const { return vocab_size_; }
   std::string_view bytes(uint32_t id) const {
     return {bytes_.data() + starts_[id], static_cast<size_t>(starts_[id + 1] - starts_[id])};
   }
   bool is_special(uint32_t id) const { return is_special_[id]; }
+  // Ids that may be looked up: all of 16 bits, so that no damaged shard of 16-bit tokens leads beyond a table.
+  static constexpr size_t kTableSize = 1 << 16;
   // Characters that begin in a token (its bytes that are no UTF-8 continuation), and its line feeds.
   std::span<const uint16_t> characters() const { return characters_; }
   std::span<const uint16_t> line_feeds() const { return line_feeds_; }
@@ -56,6 +58,7 @@ class Bpe {
   void merge_short(std::string_view word, std::vector<uint32_t>& out) const;
   void merge_long(std::string_view word, std::vector<uint32_t>& out) const;
 
+  size_t vocab_size_ = 0;
   std::string bytes_;
   std::vector<uint64_t> starts_;
   std::vector<uint8_t> is_special_;

@@ -52,7 +52,7 @@ auto FimPlanner<T>::choose_cuts(const Words& words) -> std::pair<Position, Posit
   const std::span<const uint16_t> table = lines ? bpe_.line_feeds() : bpe_.characters();
   const uint32_t units = count(table);
   // Places to cut: every character and the end; or the start, after every line feed but a final one, and the end.
-  const bool final_line_feed = bpe_.bytes(ids_[end_ - 1]).back() == '\n';
+  const bool final_line_feed = bpe_.bytes(ids_[end_ - 1]).ends_with('\n');
   const uint64_t places = lines ? uint64_t{units} - final_line_feed + 2 : uint64_t{units} + 1;
   uint64_t first = below(first_word(words), places), second = below(second_word(words), places);
   if (first > second) std::swap(first, second);

@@ -56,8 +56,7 @@ class Planner {
     const uint64_t key = shards_.keys[static_cast<size_t>(document)];
     const bool may_fim = options_.fim && (options_.fim_domains >> shards_.domains[static_cast<size_t>(document)] & 1);
     out.counts.source_tokens += length;
-    // Where the plan reads the tokens, a damaged shard must not lead it beyond the vocabulary's tables.
-    if (may_fim || length > options_.context) check_ids(ids, length, document);
+    if (sizeof(T) > 2) check_ids(ids, length, document);
 
     int64_t begin = 0;
     bool begin_exact = true;
@@ -115,6 +114,7 @@ class Planner {
     out.span_starts.push_back(static_cast<int64_t>(out.spans.size()));
   }
 
+  // The tables hold all ids of 16 bits. Of wider ones a damaged shard must not lead beyond them.
   void check_ids(const T* ids, int64_t length, int64_t document) const {
     T largest = 0;
     for (int64_t i = 0; i < length; ++i) largest = std::max(largest, ids[i]);
