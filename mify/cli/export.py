@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mify.errors import MifyError
 
-TARGETS = ("hf", "gguf", "fp8", "int8", "int4")
+if TYPE_CHECKING:
+    import torch
+
+    from mify.export.weights import Weights
+
+CALIBRATED = ("awq", "trtllm")
+TARGETS = ("hf", "gguf", "fp8", "int8", "int4", *CALIBRATED)
 
 
 def export(
@@ -19,6 +25,7 @@ def export(
         typer.Option(
             "--to",
             help="hf: a Hugging Face folder. fp8, int8, int4: the same, quantized, for vLLM and SGLang. "
+            "awq: int4 that heeds activations. trtllm: ModelOpt's FP8, for TensorRT-LLM. "
             "gguf: a file for llama.cpp and Ollama.",
         ),
     ],
@@ -28,43 +35,80 @@ def export(
         typer.Option(
             "--dtype",
             help="hf: f32, bf16, f16 (default: as it is). gguf: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, … "
-            "(default: f16). fp8, int8, int4: of what is not quantized (default: bf16).",
+            "(default: f16). Others: of what is not quantized (default: bf16).",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", help="awq, trtllm: text of the kind the model is for; a file, folder or documents.parquet."
         ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="gguf: load it with llama.cpp and say if it runs.")] = False,
 ) -> None:
-    """Write a model as other engines load it.
+    """Write a model as other engines load it. What is written appears whole or not at all.
 
-    Tensors are streamed: memory does not grow with the model. What is written appears whole or not at all.
+    Tensors are streamed, so memory does not grow with the model; awq and trtllm load it, to run it on the calibration
+    text.
     """
     if to not in TARGETS:
         raise MifyError(f"--to {to} is not known", f"give {', '.join(TARGETS)}")
     if to != "gguf" and check:
         raise MifyError(f"--check does not go with --to {to}", "leave it out; llama.cpp reads only gguf")
+    if (to in CALIBRATED) != (calibration is not None):
+        problem = "needs" if to in CALIBRATED else "does not take"
+        raise MifyError(f"--to {to} {problem} --calibration", f"{', '.join(CALIBRATED)} take it, the others do not")
+    from mify.export.hf import DTYPES
     from mify.loading import open_weights
 
+    if to != "gguf" and dtype is not None and dtype not in DTYPES:
+        raise MifyError(f"--dtype {dtype} is no dtype of a Hugging Face folder", f"give {', '.join(DTYPES)}")
     weights = open_weights(model)
     if to == "gguf":
-        from mify.export.gguf import export_gguf
+        _gguf(weights, out, dtype or "f16", check)
+    elif to == "hf":
+        from mify.export.hf import export_hf
 
-        for note in export_gguf(weights, out, dtype or "f16"):
-            typer.echo(f"note: {note}")
-        size = out.stat().st_size
-        if check:
-            from mify.export.llama_cpp import LlamaCpp
-
-            with LlamaCpp(out) as server:
-                server.greedy([0], 1)
-            typer.echo("llama.cpp loads and runs it")
-    else:
-        from mify.export.hf import DTYPES, export_hf
+        export_hf(weights, out, dtype=DTYPES[dtype] if dtype else None)
+    elif calibration is None:
         from mify.export.quantized import export_quantized
 
-        if dtype is not None and dtype not in DTYPES:
-            raise MifyError(f"--dtype {dtype} is no dtype of a Hugging Face folder", f"give {', '.join(DTYPES)}")
-        if to == "hf":
-            export_hf(weights, out, dtype=DTYPES[dtype] if dtype else None)
-        else:
-            export_quantized(weights, out, to, dtype=DTYPES[dtype or "bf16"])
-        size = sum(file.stat().st_size for file in out.iterdir())
+        export_quantized(weights, out, to, dtype=DTYPES[dtype or "bf16"])
+    else:
+        _calibrated(weights, out, to, calibration, DTYPES[dtype or "bf16"])
+    size = sum(file.stat().st_size for file in out.iterdir()) if out.is_dir() else out.stat().st_size
     typer.echo(f"{out}: {weights.config.num_parameters() / 1e6:.1f} M parameters, {size / 1e6:.1f} MB")
+
+
+def _gguf(weights: Weights, out: Path, dtype: str, check: bool) -> None:
+    from mify.export.gguf import export_gguf
+
+    for note in export_gguf(weights, out, dtype):
+        typer.echo(f"note: {note}")
+    if check:
+        from mify.export.llama_cpp import LlamaCpp
+
+        with LlamaCpp(out) as server:
+            server.greedy([0], 1)
+        typer.echo("llama.cpp loads and runs it")
+
+
+def _calibrated(weights: Weights, out: Path, to: str, calibration: Path, dtype: torch.dtype) -> None:
+    import torch
+
+    from mify.export.awq import scale_for_int4
+    from mify.export.calibration import calibration_sequences
+    from mify.export.modelopt import export_modelopt
+    from mify.export.quantized import export_quantized, scheme_of
+    from mify.export.weights import to_model
+
+    if weights.tokenizer is None:
+        raise MifyError(f"{weights.source} has no tokenizer to read the calibration text with", "add tokenizer.json")
+    sequences = calibration_sequences(calibration, weights.tokenizer, context=weights.config.context)
+    loaded = to_model(weights, device="cuda" if torch.cuda.is_available() else "cpu")
+    if to == "trtllm":
+        export_modelopt(loaded, out, sequences, dtype=dtype)
+    else:
+        scaled = scale_for_int4(loaded, sequences, scheme_of("int4", weights.config))
+        export_quantized(scaled, out, "int4", dtype=dtype)
+    typer.echo(f"calibrated on {sum(len(sequence) for sequence in sequences)} tokens of {calibration}")

@@ -54,6 +54,15 @@ def test_quantized_folders_load_again(tmp_path: Path, folder: Path, kind: str) -
     assert (tmp_path / kind / "model.safetensors").stat().st_size < (folder / "model.safetensors").stat().st_size / 2
 
 
+@pytest.mark.parametrize("kind", ["awq", "trtllm"])
+def test_calibrated_folders_are_written(tmp_path: Path, folder: Path, corpus: list[str], kind: str) -> None:
+    (tmp_path / "text.py").write_text(corpus[0])
+    code, output = mify("export", folder, "--to", kind, "--calibration", tmp_path / "text.py", "--out", tmp_path / kind)
+    assert code == 0, output
+    assert "calibrated on 256 tokens" in output
+    assert (tmp_path / kind / "hf_quant_config.json").exists() == (kind == "trtllm")
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -61,6 +70,9 @@ def test_quantized_folders_load_again(tmp_path: Path, folder: Path, kind: str) -
         (("export", "{hf}", "--to", "hf", "--dtype", "q8_0", "--out", "{out}"), "q8_0 is no dtype of a Hugging Face"),
         (("export", "{hf}", "--to", "gguf", "--dtype", "int4", "--out", "{out}"), "unknown GGUF dtype 'int4'"),
         (("export", "{hf}", "--to", "fp8", "--check", "--out", "{out}"), "--check does not go with --to fp8"),
+        (("export", "{hf}", "--to", "awq", "--out", "{out}"), "--to awq needs --calibration"),
+        (("export", "{hf}", "--to", "fp8", "--calibration", "{hf}", "--out", "{out}"), "does not take --calibration"),
+        (("export", "{hf}", "--to", "awq", "--calibration", "{out}", "--out", "{out}"), "does not exist"),
         (("export", "{out}", "--to", "hf", "--out", "{out}"), "does not exist"),
         (("import", "{hf}", "--out", "{hf}"), "is the source itself"),
         (("import", "{hf}", "--dtype", "int4", "--out", "{out}"), "int4 is not known"),

@@ -13,10 +13,12 @@ import torch
 from mify.errors import MifyError
 from mify.export.hf import HfWeights, export_hf, import_hf
 from mify.export.quantized import Scheme, export_quantized, pack_int4, scheme_of, unpack_int4
+from mify.export.weights import tensor_shapes
 from mify.model import Model
 from mify.tokenizer import Tokenizer
 
 KINDS = ["fp8", "int8", "int4"]
+GOLDEN = Path(__file__).parent / "golden"
 # Root mean square error over root mean square, of normal weights.
 ERRORS = {"fp8": 0.027, "int8": 0.008, "int4": 0.12}
 
@@ -84,6 +86,45 @@ def test_compressed_tensors_decodes_what_we_encode_and_encodes_the_same(kind: st
     else:
         encoded = compressor.compress({"weight": weight, "weight_scale": stored["weight_scale"].float()}, group)
         assert torch.equal(encoded["weight"].float(), stored["weight"].float())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_layout_is_that_of_llmcompressor_and_the_error_no_larger(tmp_path: Path, kind: str) -> None:
+    """golden/llmcompressor-* was written by llmcompressor 0.14.0.1 (golden/make_llmcompressor.py)."""
+    from safetensors.torch import load_file
+
+    golden = GOLDEN / f"llmcompressor-{kind}"
+    export_quantized(HfWeights(GOLDEN / "source"), tmp_path / "ours", kind)
+    ours = load_file(tmp_path / "ours" / "model.safetensors")
+    expected = load_file(golden / "model.safetensors")
+    assert {name: (part.dtype, part.shape) for name, part in ours.items()} == {
+        name: (part.dtype, part.shape) for name, part in expected.items()
+    }
+    for name, part in expected.items():
+        if not name.rpartition(".")[0].endswith("_proj"):
+            assert torch.equal(ours[name], part), name
+    if kind == "fp8":
+        scales = [name for name in expected if name.endswith("weight_scale")]
+        assert all(torch.equal(ours[name], expected[name]) for name in scales)
+    settings = [
+        json.loads((folder / "config.json").read_text())["quantization_config"]
+        for folder in (tmp_path / "ours", golden)
+    ]
+    for found in settings:
+        found["config_groups"]["group_0"]["weights"].pop("observer")
+    assert settings[0] == settings[1]
+
+    source = HfWeights(GOLDEN / "source")
+    a, b = HfWeights(tmp_path / "ours"), HfWeights(golden)
+    for name in expected_linears(source):
+        weight = source.tensor(name).float()
+        assert (a.tensor(name) - weight).square().sum() <= (b.tensor(name) - weight).square().sum(), name
+
+
+def expected_linears(weights: HfWeights) -> list[str]:
+    names = [name for name in tensor_shapes(weights.config) if name.endswith("_proj.weight")]
+    assert len(names) == 7
+    return names
 
 
 def test_packing_is_reversible_at_every_level() -> None:
