@@ -111,7 +111,7 @@ class _Search:
             name.startswith("_") or name in _TELLING for name in node.kwd_attrs
         ):
             return "matches attributes"
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _TELLING_TEXT.search(node.value):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _tells(node.value):
             return f"holds the text {node.value[:40]!r}"
         if isinstance(node, ast.Global) and any(name in self._guarded for name in node.names):
             return "changes a builtin"
@@ -119,13 +119,22 @@ class _Search:
 
     @staticmethod
     def _modules(names: list[str]) -> str | None:
-        odd = next((name for name in names if name.split(".")[0] not in _PLAIN_MODULES), None)
+        odd = next((name for name in names if not _plain_module(name)), None)
         return f"imports {odd}" if odd else None
+
+
+def _plain_module(name: str) -> bool:
+    first, *rest = name.split(".")
+    return first in _PLAIN_MODULES and not any(part.startswith("_") or part in _TELLING for part in rest)
 
 
 def _own(node: ast.Attribute) -> bool:
     """A private attribute of its own object (`self._items`), not a dunder."""
     return isinstance(node.value, ast.Name) and node.value.id == "self" and not node.attr.startswith("__")
+
+
+def _tells(text: str) -> bool:
+    return text != "__main__" and _TELLING_TEXT.search(text) is not None
 
 
 def _odd_dunder(name: str) -> bool:
