@@ -10,6 +10,7 @@ namespace mify {
 
 #if defined(MIFY_X86)
 void sha1_blocks_sha(uint32_t state[5], const uint8_t* blocks, size_t count);
+void sha1_pair_sha(const uint8_t* const messages[2], const size_t sizes[2], uint64_t out[2]);
 #endif
 
 namespace {
@@ -63,6 +64,34 @@ uint64_t sha1_prefix64(const uint8_t* data, size_t size) {
   std::memcpy(tail + 64 * tail_blocks - 8, &bits, 8);
   blocks(state, tail, tail_blocks);
   return uint64_t{__builtin_bswap32(state[1])} << 32 | __builtin_bswap32(state[0]);
+}
+
+void sha1_prefix64_many(const uint8_t* const* messages, const size_t* sizes, size_t count, uint64_t* out) {
+  size_t i = 0;
+#if defined(MIFY_X86)
+  if (cpu_features().sha) {
+    // Messages that fit one block with their padding go in pairs; a pair is the next two of them.
+    size_t waiting = count;  // none
+    for (; i < count; ++i) {
+      if (sizes[i] > 55) {
+        out[i] = sha1_prefix64(messages[i], sizes[i]);
+      } else if (waiting == count) {
+        waiting = i;
+      } else {
+        const uint8_t* const pair[2] = {messages[waiting], messages[i]};
+        const size_t pair_sizes[2] = {sizes[waiting], sizes[i]};
+        uint64_t digests[2];
+        sha1_pair_sha(pair, pair_sizes, digests);
+        out[waiting] = digests[0];
+        out[i] = digests[1];
+        waiting = count;
+      }
+    }
+    if (waiting < count) out[waiting] = sha1_prefix64(messages[waiting], sizes[waiting]);
+    return;
+  }
+#endif
+  for (; i < count; ++i) out[i] = sha1_prefix64(messages[i], sizes[i]);
 }
 
 uint32_t xxh32(const uint8_t* data, size_t size) {

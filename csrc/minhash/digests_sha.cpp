@@ -70,4 +70,91 @@ void sha1_blocks_sha(uint32_t state[5], const uint8_t* blocks, size_t count) {
   state[4] = static_cast<uint32_t>(_mm_extract_epi32(e0, 3));
 }
 
+// From 64 - size on: what to keep of a message of that size, and the bit that ends it.
+struct Padding {
+  uint8_t keep[128], mark[128];
+};
+static constexpr Padding kPadding = [] {
+  Padding padding{};
+  for (int i = 0; i < 64; ++i) padding.keep[i] = 0xFF;
+  padding.mark[64] = 0x80;
+  return padding;
+}();
+
+// The first eight digest bytes of two messages of at most 55 bytes, each with 64 readable bytes: one block each, and
+// the rounds of the two in turn, since each waits for the one before it.
+void sha1_pair_sha(const uint8_t* const messages[2], const size_t sizes[2], uint64_t out[2]) {
+  const __m128i big_endian = _mm_set_epi64x(0x0001020304050607LL, 0x08090A0B0C0D0E0FLL);
+  const __m128i initial =
+      _mm_set_epi32(0x67452301, static_cast<int>(0xEFCDAB89), static_cast<int>(0x98BADCFE), 0x10325476);
+  const __m128i initial_e = _mm_set_epi32(static_cast<int>(0xC3D2E1F0), 0, 0, 0);
+  __m128i w[2][4], abcd[2] = {initial, initial}, e[2] = {initial_e, initial_e};
+  for (int m = 0; m < 2; ++m) {
+    const uint8_t* const keep = kPadding.keep + 64 - sizes[m];
+    const uint8_t* const mark = kPadding.mark + 64 - sizes[m];
+    for (int i = 0; i < 4; ++i) {
+      const auto load = [i](const uint8_t* at) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 16 * i));
+      };
+      const __m128i padded = _mm_or_si128(_mm_and_si128(load(messages[m]), load(keep)), load(mark));
+      w[m][i] = _mm_shuffle_epi8(padded, big_endian);
+    }
+    w[m][3] = _mm_or_si128(w[m][3], _mm_cvtsi32_si128(static_cast<int>(8 * sizes[m])));
+  }
+#define MIFY_ROUNDS(first, now, f)                                                                       \
+  for (int m = 0; m < 2; ++m) {                                                                          \
+    const __m128i sum = (first) ? _mm_add_epi32(e[m], w[m][now]) : _mm_sha1nexte_epu32(e[m], w[m][now]); \
+    e[m] = abcd[m];                                                                                      \
+    abcd[m] = _mm_sha1rnds4_epu32(abcd[m], sum, f);                                                      \
+  }
+#define MIFY_SCHEDULE(a, b, c, d)                                                                        \
+  for (int m = 0; m < 2; ++m) {                                                                          \
+    w[m][a] = _mm_sha1msg2_epu32(_mm_xor_si128(_mm_sha1msg1_epu32(w[m][a], w[m][b]), w[m][c]), w[m][d]); \
+  }
+  MIFY_ROUNDS(true, 0, 0)
+  MIFY_ROUNDS(false, 1, 0)
+  MIFY_ROUNDS(false, 2, 0)
+  MIFY_ROUNDS(false, 3, 0)
+  MIFY_SCHEDULE(0, 1, 2, 3)
+  MIFY_ROUNDS(false, 0, 0)
+  MIFY_SCHEDULE(1, 2, 3, 0)
+  MIFY_ROUNDS(false, 1, 1)
+  MIFY_SCHEDULE(2, 3, 0, 1)
+  MIFY_ROUNDS(false, 2, 1)
+  MIFY_SCHEDULE(3, 0, 1, 2)
+  MIFY_ROUNDS(false, 3, 1)
+  MIFY_SCHEDULE(0, 1, 2, 3)
+  MIFY_ROUNDS(false, 0, 1)
+  MIFY_SCHEDULE(1, 2, 3, 0)
+  MIFY_ROUNDS(false, 1, 1)
+  MIFY_SCHEDULE(2, 3, 0, 1)
+  MIFY_ROUNDS(false, 2, 2)
+  MIFY_SCHEDULE(3, 0, 1, 2)
+  MIFY_ROUNDS(false, 3, 2)
+  MIFY_SCHEDULE(0, 1, 2, 3)
+  MIFY_ROUNDS(false, 0, 2)
+  MIFY_SCHEDULE(1, 2, 3, 0)
+  MIFY_ROUNDS(false, 1, 2)
+  MIFY_SCHEDULE(2, 3, 0, 1)
+  MIFY_ROUNDS(false, 2, 2)
+  MIFY_SCHEDULE(3, 0, 1, 2)
+  MIFY_ROUNDS(false, 3, 3)
+  MIFY_SCHEDULE(0, 1, 2, 3)
+  MIFY_ROUNDS(false, 0, 3)
+  MIFY_SCHEDULE(1, 2, 3, 0)
+  MIFY_ROUNDS(false, 1, 3)
+  MIFY_SCHEDULE(2, 3, 0, 1)
+  MIFY_ROUNDS(false, 2, 3)
+  MIFY_SCHEDULE(3, 0, 1, 2)
+  MIFY_ROUNDS(false, 3, 3)
+#undef MIFY_ROUNDS
+#undef MIFY_SCHEDULE
+  for (int m = 0; m < 2; ++m) {
+    const __m128i state = _mm_add_epi32(abcd[m], initial);
+    const uint32_t a = static_cast<uint32_t>(_mm_extract_epi32(state, 3));
+    const uint32_t b = static_cast<uint32_t>(_mm_extract_epi32(state, 2));
+    out[m] = uint64_t{__builtin_bswap32(b)} << 32 | __builtin_bswap32(a);
+  }
+}
+
 }  // namespace mify

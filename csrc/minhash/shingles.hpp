@@ -43,10 +43,12 @@ class Shingler {
   uint64_t invalid_bytes() const { return invalid_bytes_; }
 
  private:
-  size_t hash_words(size_t found);
-  size_t roll(size_t found);
+  size_t hash_and_roll(size_t found);
+  template <class HashWord>
+  size_t roll(size_t found, HashWord&& hash_of);
   size_t join_and_hash(size_t found);
-  uint64_t hash_joined(size_t first_word) const;
+  void join(size_t begin, size_t end);
+  size_t hash_joined(size_t count, size_t words);
 
   ShingleConfig config_;
   uint64_t power_ = 1;  // B^n
@@ -59,7 +61,10 @@ class Shingler {
   std::vector<uint64_t> out_;
   // sha1 and xxh32: the last words as they are hashed, each followed by a space, and where each begins.
   std::vector<uint8_t> joined_;
+  size_t joined_size_ = 0;
   std::vector<size_t> joined_begins_;
+  std::vector<const uint8_t*> messages_;
+  std::vector<size_t> message_sizes_;
 };
 
 }  // namespace mify

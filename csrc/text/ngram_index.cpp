@@ -180,7 +180,7 @@ std::vector<NgramMatch> NgramIndex::match(std::string_view text) const {
     done = scanner.done();
     const size_t found = done ? 0 : scanner.next();
     for (size_t i = 0; i < found; ++i) {
-      words.push_back({scanner.begins()[i], scanner.ends()[i]});
+      words.push_back({scanner.word(i).begin, scanner.word(i).end});
       prefix.push_back(prefix.back() * kBase + hash_of(text, words.back(), scanner.may_hold_non_ascii()));
     }
     // Before the end, only beginnings with n words at hand; at the end, all that are left.

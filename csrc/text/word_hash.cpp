@@ -33,7 +33,7 @@ uint64_t hash_lower_word(const uint8_t* word, size_t length) {
     }
   }
   if (total % 8 != 0) flush();
-  return total <= 16 ? hash_short_word(first[0], first[1], total) : mum(h ^ kS0, total ^ kS2);
+  return total <= 16 ? hash_short_word(first[0], first[1]) : mum(h ^ kS0, total ^ kS2);
 }
 
 }  // namespace mify

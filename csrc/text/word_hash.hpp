@@ -4,8 +4,10 @@
 // lower-cased word with '_' written as 0x7F (so that lower-casing an ASCII word is one OR with 0x20 a byte; no word
 // character is 0x7F, so no two words meet).
 //
-//   length <= 16   mum(w0 ^ S0, w1 ^ S1 ^ length * S3)      w0, w1: bytes 0-7 and 8-15, little-endian, zero-padded
+//   length <= 16   mum(w0 ^ S0, w1 ^ S1)      w0, w1: bytes 0-7 and 8-15, little-endian, zero-padded
 //   longer         h = S2; h = mum(h ^ w_i, S1) over all 8-byte words; mum(h ^ S0, length ^ S2)
+//
+// No word holds a zero byte, so padding hides no length.
 #pragma once
 
 #include <cstddef>
@@ -32,8 +34,8 @@ inline constexpr WordMasks kWordMasks = [] {
   return masks;
 }();
 
-inline uint64_t hash_short_word(uint64_t w0, uint64_t w1, size_t length) {
-  return mum(w0 ^ kS0, w1 ^ kS1 ^ length * kS3);
+inline uint64_t hash_short_word(uint64_t w0, uint64_t w1) {
+  return mum(w0 ^ kS0, w1 ^ kS1);
 }
 
 // `word` holds length bytes and is followed by at least 16 readable ones where length <= 16. fold is 0 or kLowerBits.
@@ -41,7 +43,7 @@ inline uint64_t hash_word(const uint8_t* word, size_t length, uint64_t fold) {
   if (length <= 16) {
     const uint64_t w0 = (load64(word) | fold) & kWordMasks.low[length];
     const uint64_t w1 = (load64(word + 8) | fold) & kWordMasks.high[length];
-    return hash_short_word(w0, w1, length);
+    return hash_short_word(w0, w1);
   }
   uint64_t h = kS2;
   size_t at = 0;

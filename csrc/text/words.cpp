@@ -9,7 +9,7 @@
 namespace mify {
 
 #if defined(MIFY_X86)
-size_t scan_words_avx2(WordScanner& scanner);
+size_t scan_words_avx2(ScanState& state);
 #endif
 
 namespace {
@@ -33,15 +33,15 @@ struct ScalarClassifier {
     *word = w;
     *high = h;
   }
-  static size_t* write(uint64_t bits, size_t base, size_t* out) {
-    for (; bits != 0; bits &= bits - 1) *out++ = base + static_cast<size_t>(__builtin_ctzll(bits));
+  static uint32_t* write(uint64_t bits, uint32_t base, uint32_t* out) {
+    for (; bits != 0; bits &= bits - 1) *out++ = base + static_cast<uint32_t>(__builtin_ctzll(bits));
     return out;
   }
 };
 
 }  // namespace
 
-WordScanner::WordScanner(std::string_view text) : bitmap_(word_bitmap()), scan_(scan_stretch<ScalarClassifier>) {
+WordScanner::WordScanner(std::string_view text) : scan_(scan_stretch<ScalarClassifier>) {
 #if defined(MIFY_X86)
   if (cpu_features().avx2) scan_ = scan_words_avx2;
 #endif
@@ -49,42 +49,37 @@ WordScanner::WordScanner(std::string_view text) : bitmap_(word_bitmap()), scan_(
 }
 
 void WordScanner::reset(std::string_view text) {
-  text_ = reinterpret_cast<const uint8_t*>(text.data());
-  size_ = text.size();
-  position_ = 0;
-  in_word_ = high_ = open_high_ = carry_is_word_ = false;
-  open_begin_ = 0;
-  carry_ = 0;
-  invalid_ = 0;
+  state_.text = reinterpret_cast<const uint8_t*>(text.data());
+  state_.size = text.size();
+  state_.position = state_.stretch = state_.first_begin = state_.open_begin = state_.invalid = 0;
+  state_.in_word = state_.high = state_.open_high = state_.carry_is_word = false;
+  state_.carry = 0;
 }
 
-size_t WordScanner::next() {
-  return scan_(*this);
-}
-
-uint64_t WordScanner::resolve_non_ascii(uint64_t word, uint64_t high, size_t at) {
-  if (carry_ > 0) {
-    const uint64_t bits = (uint64_t{1} << carry_) - 1;
-    if (carry_is_word_) word |= bits;
+uint64_t resolve_non_ascii(ScanState& state, uint64_t word, uint64_t high, size_t at) {
+  static const uint64_t* const bitmap = word_bitmap();
+  if (state.carry > 0) {
+    const uint64_t bits = (uint64_t{1} << state.carry) - 1;
+    if (state.carry_is_word) word |= bits;
     high &= ~bits;
-    carry_ = 0;
+    state.carry = 0;
   }
   while (high != 0) {
     const unsigned bit = static_cast<unsigned>(__builtin_ctzll(high));
-    const CodePoint code = decode_utf8(text_ + at + bit, text_ + size_);
+    const CodePoint code = decode_utf8(state.text + at + bit, state.text + state.size);
     if (code.length == 0) {
-      ++invalid_;
+      ++state.invalid;
       high &= high - 1;
       continue;
     }
-    const bool is_word = (bitmap_[code.value / 64] >> (code.value % 64) & 1) != 0;
+    const bool is_word = (bitmap[code.value / 64] >> (code.value % 64) & 1) != 0;
     const unsigned stop = bit + code.length;
     uint64_t bits = ~uint64_t{0} << bit;
     if (stop < 64) {
       bits &= (uint64_t{1} << stop) - 1;
     } else {
-      carry_ = stop - 64;
-      carry_is_word_ = is_word;
+      state.carry = stop - 64;
+      state.carry_is_word = is_word;
     }
     if (is_word) word |= bits;
     high &= ~bits;

@@ -8,52 +8,64 @@
 
 namespace mify {
 
+inline constexpr size_t kScanStretch = 4096;  // bytes looked at in one call, a multiple of 64
+
+// What a scan has reached, for the scan loops (words_scan.hpp).
+struct ScanState {
+  const uint8_t* text = nullptr;
+  size_t size = 0;
+  size_t position = 0;     // where the next stretch begins
+  size_t stretch = 0;      // where the last one began
+  size_t first_begin = 0;  // where its first word begins, perhaps before it
+  bool in_word = false;    // a word, begun at open_begin, reaches the position
+  size_t open_begin = 0;
+  bool high = false;           // a word of the last stretch may hold a byte >= 0x80
+  bool open_high = false;      // the open word may
+  uint32_t carry = 0;          // bytes from the position on that belong to a code point already decoded
+  bool carry_is_word = false;  // which is a word character
+  size_t invalid = 0;          // bytes so far that were not UTF-8
+  // Begin and end of each word of the last stretch, from `stretch` on; writers may go eight entries past the end.
+  uint32_t edges[kScanStretch + 1 + 8];
+};
+
 class WordScanner {
  public:
-  static constexpr size_t kStretch = 4096;                // bytes looked at in one call, a multiple of 64
-  static constexpr size_t kCapacity = kStretch / 2 + 16;  // words that one call can yield, with the writers' slack
+  static constexpr size_t kCapacity = kScanStretch / 2 + 1;  // words that one call can yield
+
+  struct Word {
+    size_t begin, end;  // bytes [begin, end) of the text
+  };
 
   explicit WordScanner(std::string_view text);
 
   // Begins another text.
   void reset(std::string_view text);
 
-  // Finds the words that end in the next stretch: word i is bytes [begins()[i], ends()[i]) of the text. Returns their
-  // number, which may be 0 before the end; done() tells the end.
-  size_t next();
+  // Finds the words that end in the next stretch, word(0) … word(n - 1), and returns their number n, which may be 0
+  // before the end; done() tells the end.
+  size_t next() { return scan_(state_); }
+  bool done() const { return state_.position == state_.size && !state_.in_word; }
+  Word word(size_t i) const {
+    return {i == 0 ? state_.first_begin : state_.stretch + state_.edges[2 * i],
+            state_.stretch + state_.edges[2 * i + 1]};
+  }
 
-  bool done() const { return position_ == size_ && !in_word_; }
-  const size_t* begins() const { return begins_; }
-  const size_t* ends() const { return ends_; }
-  const uint8_t* text() const { return text_; }
-  size_t size() const { return size_; }
-  // Whether a word of the last call may hold a byte >= 0x80.
-  bool may_hold_non_ascii() const { return high_; }
-  // Bytes so far that were not UTF-8.
-  size_t invalid_bytes() const { return invalid_; }
+  // The same as numbers for inner loops: word i > 0 is bytes [edges()[2 i], edges()[2 i + 1]) from stretch() on.
+  const uint32_t* edges() const { return state_.edges; }
+  size_t stretch() const { return state_.stretch; }
 
-  // The word mask of up to 64 bytes that the two classifiers share; also the only place that decodes UTF-8.
-  // `word` has the bits of ASCII word bytes, `high` those of bytes >= 0x80, at text position `at`.
-  uint64_t resolve_non_ascii(uint64_t word, uint64_t high, size_t at);
+  const uint8_t* text() const { return state_.text; }
+  size_t size() const { return state_.size; }
+  bool may_hold_non_ascii() const { return state_.high; }
+  size_t invalid_bytes() const { return state_.invalid; }
 
  private:
-  friend struct ScanAccess;
-
-  const uint8_t* text_;
-  size_t size_;
-  size_t position_;
-  bool in_word_;  // the byte before position_ is in a word, which began at open_begin_
-  bool high_;
-  bool open_high_;  // the open word, or the stretch it began in, holds a byte >= 0x80
-  size_t open_begin_;
-  uint32_t carry_;  // leading bytes of the next block that belong to a code point already decoded
-  bool carry_is_word_;
-  size_t invalid_;
-  const uint64_t* bitmap_;
-  size_t (*scan_)(WordScanner&);  // scalar or AVX2, chosen once
-  size_t begins_[kCapacity];
-  size_t ends_[kCapacity];
+  size_t (*scan_)(ScanState&);  // scalar or AVX2, chosen once
+  ScanState state_;
 };
+
+// The word mask of the up to 64 bytes at `at`, given the bits of ASCII word bytes and of bytes >= 0x80.
+uint64_t resolve_non_ascii(ScanState& state, uint64_t word, uint64_t high, size_t at);
 
 // [m.span() for m in re.finditer(r"\w+", text)], in bytes.
 template <class Emit>
@@ -61,7 +73,7 @@ void for_each_word(std::string_view text, Emit&& emit) {
   WordScanner scanner(text);
   while (!scanner.done()) {
     const size_t found = scanner.next();
-    for (size_t i = 0; i < found; ++i) emit(scanner.begins()[i], scanner.ends()[i]);
+    for (size_t i = 0; i < found; ++i) emit(scanner.word(i).begin, scanner.word(i).end);
   }
 }
 

@@ -7,6 +7,21 @@
 namespace mify {
 namespace {
 
+// The places of the set bits of a byte, and their number.
+struct BitPlaces {
+  alignas(64) uint8_t places[256][8];
+  uint8_t count[256];
+};
+constexpr BitPlaces kBits = [] {
+  BitPlaces bits{};
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    for (uint8_t place = 0; place < 8; ++place) {
+      if ((byte >> place & 1) != 0) bits.places[byte][bits.count[byte]++] = place;
+    }
+  }
+  return bits;
+}();
+
 struct Avx2Classifier {
   static uint32_t word_bits(__m256i v) {
     // Signed comparisons: bytes >= 0x80 are negative and in no range.
@@ -25,24 +40,26 @@ struct Avx2Classifier {
     *high = static_cast<uint32_t>(_mm256_movemask_epi8(a)) | uint64_t{static_cast<uint32_t>(_mm256_movemask_epi8(b))}
                                                                  << 32;
   }
-  // Eight entries without a branch, as most blocks of real text have at most eight words.
-  static size_t* write(uint64_t bits, size_t base, size_t* out) {
-    size_t* const end = out + _mm_popcnt_u64(bits);
-    do {
-      for (int i = 0; i < 8; ++i) {
-        out[i] = base + _tzcnt_u64(bits);
-        bits = _blsr_u64(bits);
-      }
-      out += 8;
-    } while (bits != 0);
-    return end;
+  // Eight places at a time by table, without a branch: twice as fast on code as clearing the lowest bit again and
+  // again, whose instructions each wait for the one before.
+  static uint32_t* write(uint64_t bits, uint32_t base, uint32_t* out) {
+    __m256i bases = _mm256_set1_epi32(static_cast<int>(base));
+    for (int i = 0; i < 8; ++i) {
+      const uint64_t byte = bits & 0xFF;
+      const __m128i places = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kBits.places[byte]));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_add_epi32(bases, _mm256_cvtepu8_epi32(places)));
+      out += kBits.count[byte];
+      bases = _mm256_add_epi32(bases, _mm256_set1_epi32(8));
+      bits >>= 8;
+    }
+    return out;
   }
 };
 
 }  // namespace
 
-size_t scan_words_avx2(WordScanner& scanner) {
-  return scan_stretch<Avx2Classifier>(scanner);
+size_t scan_words_avx2(ScanState& state) {
+  return scan_stretch<Avx2Classifier>(state);
 }
 
 }  // namespace mify
