@@ -73,9 +73,6 @@ class ModelShape(Protocol):
     def tie_embeddings(self) -> bool: ...
 
 
-# ---------------------------------------------------------------------------------------------------------------- pairs
-
-
 def visible_pairs(lengths: Iterable[int], *, causal: bool = True, window: int = 0) -> int:
     """Query-key pairs that attention computes over packed documents.
 
@@ -92,9 +89,6 @@ def visible_pairs(lengths: Iterable[int], *, causal: bool = True, window: int = 
         triangle = reach * (reach + 1) // 2 + (length - reach) * reach
         pairs += triangle if causal else 2 * triangle - length
     return pairs
-
-
-# ----------------------------------------------------------------------------------------------------------- operations
 
 
 def matmul(m: int, n: int, k: int, *, a: int = BF16, b: int = BF16, out: int = BF16) -> Cost:
@@ -235,9 +229,6 @@ def adamw(parameters: int, *, master: int = FP32, gradient: int = FP32, moment: 
     """One fused AdamW step: parameter and both moments read and written, gradient read, a `compute` copy written."""
     state = master + 2 * moment
     return Cost(0, parameters * (state + gradient), parameters * (state + compute))
-
-
-# ------------------------------------------------------------------------------------------------------------ the model
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,7 @@ def _version(distribution: str) -> str:
 
 
 def _programs() -> Iterator[Finding]:
-    from mify.eval.sandbox_launch import remedy, sandbox_kind
+    from mify.eval.launch import remedy, sandbox_kind
 
     kind = sandbox_kind()
     if kind.name == "none":
@@ -258,12 +258,21 @@ def _disk(folder: Path) -> Iterator[Finding]:
 _OPS: dict[str, tuple[str, dict[str, int]]] = {
     "gqa": ("mify.kernels.attention.gqa", {"tokens": 8192, "query_heads": 20, "kv_heads": 4, "head_dim": 128,
                                            "max_seqlen": 8192, "window": 0}),
+    "gqa_decode": ("mify.kernels.attention.gqa_decode", {"batch": 1, "group": 5, "kv_heads": 4, "head_dim": 128,
+                                                         "page_size": 64, "cache_bytes": 2}),
     "norm": ("mify.kernels.norm.norm", {"size": 2560}),
     "rope": ("mify.kernels.rope.rotary", {"head_dim": 128}),
     "glu": ("mify.kernels.mlp.glu", {"size": 6912}),
     "ce": ("mify.kernels.loss.ce", {"vocab": 65_536}),
     "linear_ce": ("mify.kernels.loss.linear_ce", {"vocab": 65_536}),
 }  # fmt: skip
+
+
+class _Shape(dict[str, int]):
+    """A shape in which whatever a rule asks besides is 1: yes, or one."""
+
+    def __missing__(self, key: str) -> int:
+        return 1
 
 
 def _kernels() -> Iterator[Finding]:
@@ -278,8 +287,9 @@ def _kernels() -> Iterator[Finding]:
     device = dispatch.describe(torch.device("cuda", 0) if on_gpu else torch.device("cpu"))
     dtype = torch.bfloat16 if on_gpu else torch.float32
     wish = os.environ.get("MIFY_IMPL", "auto")
-    for op, (module, shape) in _OPS.items():
+    for op, (module, figures) in _OPS.items():
         importlib.import_module(module)
+        shape = _Shape(figures)
         try:
             name = dispatch.choose(op, wish, device, dtype, shape)
         except ValueError as error:

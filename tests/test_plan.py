@@ -9,7 +9,8 @@ import pytest
 from mify.config import model_config
 from mify.errors import MifyError
 from mify.hardware import GPU_SPECS, gpu_spec
-from mify.plan import RESERVED_BYTES, Plan, Run, duration, make_plan, parse_count, parse_gpus
+from mify.plan import RESERVED_BYTES, Plan, Run, make_plan, parse_count, parse_gpus
+from mify.plan_lines import duration
 
 PARAMETERS = 2_537_720_320
 

@@ -66,11 +66,9 @@ def _cuda_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.S
 
 
 def _triton_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> str:
-    if device.kind != "cuda":
-        return "it runs on a GPU"
     if dtype == torch.float64:
         return "it has no float64"
-    if shape["cache_bytes"] == 1 and device.capability < (8, 9):
+    if device.kind == "cuda" and shape["cache_bytes"] == 1 and device.capability < (8, 9):
         return "Triton has no float8_e4m3fn below compute capability 8.9"
     if shape["head_dim"] < 16 or shape["head_dim"] > 256 or shape["head_dim"] & (shape["head_dim"] - 1):
         return f"it is for head dimensions 16, 32, 64, 128 and 256, not {shape['head_dim']}"

@@ -60,7 +60,7 @@ def forward(
     num_splits: int,
 ) -> Tensor:
     """As `gqa_decode.gqa_decode`, arguments checked there. Launches on torch's current stream of the device of q."""
-    from mify import _cuda
+    from mify._cuda import gqa_decode
 
     from .gqa_decode import choose_splits
 
@@ -81,7 +81,7 @@ def forward(
             batch * heads * num_splits * (dim + 2) if num_splits > 1 else 0, dtype=torch.float32, device=q.device
         )
         arrivals = _arrivals(q.device, stream, batch * kv_heads) if num_splits > 1 else None
-        _cuda.gqa_decode(
+        gqa_decode(
             q=q.data_ptr(),
             out=out.data_ptr(),
             k=k_cache.data_ptr(),

@@ -61,7 +61,7 @@ def print_plan(console: Console, result: Plan) -> None:
     """The plan as tables: label, arithmetic, result."""
     from rich.table import Table
 
-    from mify.plan import duration
+    from mify.plan_lines import duration
 
     run, figures = result.run, result.figures
     console.print(
