@@ -110,33 +110,42 @@ def fit(points: Sequence[Point], *, resamples: int = 200, seed: int = 0) -> Fit:
 
 
 def _least_squares(n: NDArray[np.float64], d: NDArray[np.float64], loss: NDArray[np.float64]) -> Curve:
-    """Minimizes the sum of ((L - L(N, D)) / L)^2, which is that of log L to first order."""
-    best: tuple[float, Curve] | None = None
+    """Minimizes the sum of ((L - L(N, D)) / L)^2, which is that of log L to first order, over the grid of exponents.
+
+    For each pair of exponents no coefficient may be negative, exactly: every set of columns that may be in use is
+    solved (by QR), and the best that is not negative is taken.
+    """
     scale_n, scale_d = float(np.exp(np.log(n).mean())), float(np.exp(np.log(d).mean()))
-    for alpha in EXPONENTS:
-        for beta in EXPONENTS:
-            columns = np.stack([np.ones_like(n), (n / scale_n) ** -alpha, (d / scale_d) ** -beta], axis=1)
-            weights = _non_negative(columns / loss[:, None], np.ones_like(loss))
-            error = float(np.sum((columns @ weights / loss - 1) ** 2))
-            if best is None or error < best[0] - 1e-15:
-                e, a, b = (float(value) for value in weights)
-                best = error, Curve(e, a * scale_n**alpha, float(alpha), b * scale_d**beta, float(beta))
-    assert best is not None
-    return best[1]
+    alphas, betas = (grid.ravel() for grid in np.meshgrid(EXPONENTS, EXPONENTS, indexing="ij"))
+    columns = np.stack(
+        [
+            np.ones((len(alphas), len(n))),
+            (n / scale_n) ** -alphas[:, None],
+            (d / scale_d) ** -betas[:, None],
+        ],
+        axis=2,
+    )  # (grid, points, 3)
+    columns /= loss[:, None]
+    best, found = math.inf, Curve(0.0, 0.0, 0.0, 0.0, 0.0)
+    for used in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
+        q, r = np.linalg.qr(columns[:, :, used])
+        weights = np.linalg.solve(r, q.sum(axis=1)[:, :, None])[:, :, 0]  # the target is 1 at every point
+        errors = ((columns[:, :, used] @ weights[:, :, None])[:, :, 0] - 1) ** 2
+        total = np.where((weights >= 0).all(axis=1), errors.sum(axis=1), np.inf)
+        index = int(total.argmin())
+        if total[index] < best - 1e-15:
+            best = float(total[index])
+            e, a, b = _spread(weights[index], used)
+            alpha, beta = float(alphas[index]), float(betas[index])
+            found = Curve(e, a * scale_n**alpha, alpha, b * scale_d**beta, beta)
+    return found
 
 
-def _non_negative(columns: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least squares with no negative coefficient, exactly: the best over the sets of columns that are used."""
-    count = columns.shape[1]
-    best, least = np.zeros(count), float(np.sum(target**2))
-    for used in range(1, 2**count):
-        chosen = [index for index in range(count) if used >> index & 1]
-        found = np.linalg.lstsq(columns[:, chosen], target, rcond=None)[0]
-        error = float(np.sum((columns[:, chosen] @ found - target) ** 2))
-        if (found >= 0).all() and error < least - 1e-15:
-            best, least = np.zeros(count), error
-            best[chosen] = found
-    return best
+def _spread(values: NDArray[np.float64], places: Sequence[int]) -> tuple[float, float, float]:
+    full = [0.0, 0.0, 0.0]
+    for place, value in zip(places, values, strict=True):
+        full[place] = float(value)
+    return full[0], full[1], full[2]
 
 
 @dataclass(frozen=True)

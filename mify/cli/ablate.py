@@ -26,7 +26,7 @@ def ablate(
     study: Annotated[Study, typer.Argument(help="mix: the mixture; fim: the FIM rate; scale: a ladder of sizes.")],
     data: Annotated[
         Path, typer.Option(help="A folder with tokens/code, tokens/text, tokens/math and corpus/held_out.parquet.")
-    ] = Path("demo-out"),
+    ] = Path("mify-demo"),
     out: Annotated[Path | None, typer.Option(help="Where the runs go. Default: runs/ablate-STUDY.")] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each variant.", min=1)] = 3,
     recipe: Annotated[str, typer.Option(help="The recipe of a run: cpt-350m with --steps=… on GPUs.")] = "",
