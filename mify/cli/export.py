@@ -12,6 +12,7 @@ from mify.errors import MifyError
 if TYPE_CHECKING:
     import torch
 
+    from mify.export.model_card import CardFacts
     from mify.export.weights import Weights
 
 CALIBRATED = ("awq", "trtllm")
@@ -44,6 +45,15 @@ def export(
             "--calibration", help="awq, trtllm: text of the kind the model is for; a file, folder or documents.parquet."
         ),
     ] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="Of the weights, for the model card: an SPDX identifier.")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", help="For the model card: what `mify curate` wrote (report.json).")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option("--evaluation", help="For the model card: what `mify eval` wrote (evaluation.json).")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="gguf: load it with llama.cpp and say if it runs.")] = False,
 ) -> None:
     """Write a model as other engines load it. What is written appears whole or not at all.
@@ -59,8 +69,12 @@ def export(
         problem = "needs" if to in CALIBRATED else "does not take"
         raise MifyError(f"--to {to} {problem} --calibration", f"{', '.join(CALIBRATED)} take it, the others do not")
     from mify.export.hf import DTYPES
+    from mify.export.model_card import CardFacts
     from mify.loading import open_weights
 
+    facts = CardFacts.read(license_, corpus, evaluation)
+    if to == "gguf" and facts != CardFacts():
+        raise MifyError("a GGUF file has no model card", "leave out --license, --corpus and --evaluation")
     if to != "gguf" and dtype is not None and dtype not in DTYPES:
         raise MifyError(f"--dtype {dtype} is no dtype of a Hugging Face folder", f"give {', '.join(DTYPES)}")
     weights = open_weights(model)
@@ -69,13 +83,13 @@ def export(
     elif to == "hf":
         from mify.export.hf import export_hf
 
-        export_hf(weights, out, dtype=DTYPES[dtype] if dtype else None)
+        export_hf(weights, out, dtype=DTYPES[dtype] if dtype else None, facts=facts)
     elif calibration is None:
         from mify.export.quantized import export_quantized
 
-        export_quantized(weights, out, to, dtype=DTYPES[dtype or "bf16"])
+        export_quantized(weights, out, to, dtype=DTYPES[dtype or "bf16"], facts=facts)
     else:
-        _calibrated(weights, out, to, calibration, DTYPES[dtype or "bf16"])
+        _calibrated(weights, out, to, calibration, DTYPES[dtype or "bf16"], facts)
     size = sum(file.stat().st_size for file in out.iterdir()) if out.is_dir() else out.stat().st_size
     typer.echo(f"{out}: {weights.config.num_parameters() / 1e6:.1f} M parameters, {size / 1e6:.1f} MB")
 
@@ -93,7 +107,7 @@ def _gguf(weights: Weights, out: Path, dtype: str, check: bool) -> None:
         typer.echo("llama.cpp loads and runs it")
 
 
-def _calibrated(weights: Weights, out: Path, to: str, calibration: Path, dtype: torch.dtype) -> None:
+def _calibrated(weights: Weights, out: Path, to: str, calibration: Path, dtype: torch.dtype, facts: CardFacts) -> None:
     import torch
 
     from mify.export.awq import scale_for_int4
@@ -107,8 +121,8 @@ def _calibrated(weights: Weights, out: Path, to: str, calibration: Path, dtype: 
     sequences = calibration_sequences(calibration, weights.tokenizer, context=weights.config.context)
     loaded = to_model(weights, device="cuda" if torch.cuda.is_available() else "cpu")
     if to == "trtllm":
-        export_modelopt(loaded, out, sequences, dtype=dtype)
+        export_modelopt(loaded, out, sequences, dtype=dtype, facts=facts)
     else:
         scaled = scale_for_int4(loaded, sequences, scheme_of("int4", weights.config))
-        export_quantized(scaled, out, "int4", dtype=dtype)
+        export_quantized(scaled, out, "int4", dtype=dtype, facts=facts)
     typer.echo(f"calibrated on {sum(len(sequence) for sequence in sequences)} tokens of {calibration}")
