@@ -14,6 +14,7 @@ from mify.errors import MifyError
 from mify.export.conventions import Conventions
 from mify.export.hf_config import read_config, write_config
 from mify.export.hf_files import INDEX, MAX_SHARD_BYTES, SINGLE, write_shards, write_text_files
+from mify.export.model_card import CardFacts, model_card
 from mify.export.quantized import QuantizedTensors, is_linear
 from mify.export.safetensors_file import Entry, SafetensorsFile
 from mify.export.weights import Weights, as_weights, dtype_name, tensor_shapes, to_model
@@ -31,6 +32,7 @@ def export_hf(
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    facts: CardFacts | None = None,
 ) -> Path:
     """Writes a folder that `transformers` loads as `LlamaForCausalLM`, with equal logits in fp32.
 
@@ -39,6 +41,7 @@ def export_hf(
         folder: appears whole or not at all, replacing what was there.
         dtype: of the weights; None keeps each as it is.
         max_shard_bytes: above it the weights are split into `model-00001-of-0000N.safetensors` with an index.
+        facts: for the model card (README.md).
     """
     weights = as_weights(model)
     weights.check_vocabulary()
@@ -54,7 +57,7 @@ def export_hf(
         write_shards(temporary, entries, make, max_shard_bytes=max_shard_bytes)
         main = entries["model.embed_tokens.weight"].dtype
         write_json(temporary / "config.json", write_config(weights.config, weights.conventions, dtype_name(main)))
-        write_text_files(temporary, weights)
+        write_text_files(temporary, weights, model_card(weights, facts, dtype=dtype_name(main)))
     return folder
 
 

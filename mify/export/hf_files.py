@@ -47,8 +47,9 @@ def write_shards(
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
 
 
-def write_text_files(folder: Path, weights: Weights) -> None:
-    """tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json."""
+def write_text_files(folder: Path, weights: Weights, card: str) -> None:
+    """README.md (`card`), generation_config.json, tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    (folder / "README.md").write_text(card, encoding="utf-8")
     conventions = weights.conventions
     generation = {
         "bos_token_id": conventions.bos_id,

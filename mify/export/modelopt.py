@@ -18,6 +18,7 @@ from torch import Tensor
 from mify.export.calibration import linear_inputs
 from mify.export.hf_config import write_config
 from mify.export.hf_files import MAX_SHARD_BYTES, write_shards, write_text_files
+from mify.export.model_card import CardFacts, model_card
 from mify.export.quantized import FP8_MAX, encoder, is_linear
 from mify.export.safetensors_file import Entry
 from mify.export.weights import ModelWeights, dtype_name, tensor_shapes
@@ -38,12 +39,13 @@ def export_modelopt(
     *,
     dtype: torch.dtype = torch.bfloat16,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    facts: CardFacts | None = None,
 ) -> Path:
     """Writes a ModelOpt FP8 folder.
 
     Args:
         sequences: token ids of calibration text, each at most the context long.
-        dtype: of what is not quantized.
+        dtype: of what is not quantized. facts: for the model card (README.md).
     """
     inputs = linear_inputs(model, sequences, samples=1)
     weights = ModelWeights(model)
@@ -73,7 +75,8 @@ def export_modelopt(
         config = write_config(weights.config, weights.conventions, dtype_name(dtype))
         write_json(temporary / "config.json", {**config, "quantization_config": _for_config_json()})
         write_json(temporary / "hf_quant_config.json", _hf_quant_config())
-        write_text_files(temporary, weights)
+        card = model_card(weights, facts, dtype=dtype_name(dtype), kind="modelopt")
+        write_text_files(temporary, weights, card)
     return folder
 
 

@@ -25,6 +25,7 @@ from mify.config import ModelConfig
 from mify.errors import MifyError
 from mify.export.hf_config import write_config
 from mify.export.hf_files import MAX_SHARD_BYTES, write_shards, write_text_files
+from mify.export.model_card import CardFacts, model_card
 from mify.export.safetensors_file import Entry, SafetensorsFile
 from mify.export.weights import Weights, as_weights, dtype_name, tensor_shapes
 from mify.files import atomic_folder, write_json
@@ -164,13 +165,14 @@ def export_quantized(
     group_size: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    facts: CardFacts | None = None,
 ) -> Path:
     """Writes a quantized Hugging Face folder.
 
     Args:
         model: a model, or the weights of a file, which are then streamed a tensor at a time.
         kind: "fp8", "int8" or "int4". group_size: of int4; None chooses.
-        dtype: of what is not quantized.
+        dtype: of what is not quantized. facts: for the model card (README.md).
     """
     weights = as_weights(model)
     weights.check_vocabulary()
@@ -188,7 +190,8 @@ def export_quantized(
         write_shards(temporary, entries, make, max_shard_bytes=max_shard_bytes)
         config = write_config(weights.config, weights.conventions, dtype_name(dtype))
         write_json(temporary / "config.json", {**config, "quantization_config": scheme.quantization_config()})
-        write_text_files(temporary, weights)
+        card = model_card(weights, facts, dtype=dtype_name(dtype), kind=kind, group_size=scheme.group_size)
+        write_text_files(temporary, weights, card)
     return folder
 
 
