@@ -45,7 +45,11 @@ class InitSection:
 
 @dataclass(frozen=True)
 class SourceSection:
-    """A folder of token shards and its share of the trained tokens (relative to the other sources' weights)."""
+    """What is read, and how much of it.
+
+    cpt: a folder of token shards, and its share of the trained tokens relative to the other sources' weights.
+    sft: .jsonl conversations, and how often each is seen in an epoch.
+    """
 
     path: str
     weight: float

@@ -26,14 +26,16 @@ def open_stream(config: TrainConfig, world: World) -> Stream:
     Raises:
         MifyError: no sources, a missing folder, shards of another tokenizer, rows that ranks do not divide.
     """
-    from mify.data.stream import FimConfig, Source, TokenStream
-
     data = config.data
     if not data.sources:
         raise MifyError(
             "the run has no data.sources",
             "name shards that `mify tokenize` made: --data.sources.code.path=FOLDER --data.sources.code.weight=1",
         )
+    if config.objective == "sft":
+        return _conversations(config, world)
+    from mify.data.stream import FimConfig, Source, TokenStream
+
     return TokenStream(
         [Source(name, Path(source.path), source.weight) for name, source in data.sources.items()],
         context=data.context,
@@ -42,6 +44,25 @@ def open_stream(config: TrainConfig, world: World) -> Stream:
         fim=FimConfig(rate=data.fim.rate, spm_rate=data.fim.spm_rate, domains=data.fim.domains, span=data.fim.span),
         loss=data.loss,
         exhausted=data.exhausted,
+        rank=world.rank,
+        world_size=world.size,
+    )
+
+
+def _conversations(config: TrainConfig, world: World) -> Stream:
+    from mify.tokenizer import Tokenizer
+
+    from .objectives.sft import ConversationStream
+
+    data = config.data
+    if data.tokenizer is None:
+        raise MifyError("sft needs data.tokenizer", "set --data.tokenizer=FOLDER: that of the model in init.weights")
+    return ConversationStream(
+        [(name, Path(source.path), source.weight) for name, source in data.sources.items()],
+        Tokenizer.load(data.tokenizer),
+        context=data.context,
+        rows_per_step=data.rows_per_step,
+        seed=config.seed,
         rank=world.rank,
         world_size=world.size,
     )

@@ -70,7 +70,9 @@ def convert(annotation: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise _mismatch(where, "a table of keys", value)
-        return {str(key): convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
+        return {  # an entry that a parent recipe has is taken out with "none"
+            str(key): convert(arguments[1], item, _join(where, key)) for key, item in value.items() if item != "none"
+        }
     if isinstance(value, Raw) and annotation is not str and origin is not typing.Literal:
         value = _literal(value)
     if origin is tuple:

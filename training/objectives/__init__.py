@@ -1,0 +1,1 @@
+"""What a run learns from, where that is not the token stream of continual pretraining."""
