@@ -47,6 +47,8 @@ std::vector<T> to_vector(const Array<T>& array) {
   return {array.data(), array.data() + array.size()};
 }
 
+constexpr size_t kLongTexts = 1 << 18;
+
 mify::Bpe make_bpe(const std::vector<py::bytes>& token_bytes, const Array<uint8_t>& is_special,
                    const Array<uint32_t>& merge_left, const Array<uint32_t>& merge_right,
                    const Array<uint32_t>& merge_result, const Array<uint32_t>& byte_ids, bool ignore_merges) {
@@ -117,14 +119,20 @@ py::tuple encode_batch(const mify::Bpe& bpe, const py::sequence& sequence, unsig
     const py::gil_scoped_release release;
     mify::ThreadTeam team(threads);
     if (team.size() == 1 || views.size() == 1) {
+      size_t bytes = 0;
+      for (const std::string_view text : views) bytes += text.size();
+      // Filling the memory costs more than it saves on a few words.
+      std::optional<mify::WordMemory> memory;
+      if (bytes >= kLongTexts) memory.emplace();
       for (size_t i = 0; i < views.size(); ++i) {
-        bpe.encode(views[i], ids);
+        memory ? bpe.encode(views[i], ids, *memory) : bpe.encode(views[i], ids);
         offsets[i + 1] = static_cast<int64_t>(ids.size());
       }
     } else {
       std::vector<std::vector<uint32_t>> parts(views.size());
-      team.for_ranges(views.size(), 1, [&](unsigned, size_t first, size_t last) {
-        for (size_t i = first; i < last; ++i) bpe.encode(views[i], parts[i]);
+      std::vector<mify::WordMemory> memories(team.size());
+      team.for_ranges(views.size(), 1, [&](unsigned worker, size_t first, size_t last) {
+        for (size_t i = first; i < last; ++i) bpe.encode(views[i], parts[i], memories[worker]);
       });
       for (size_t i = 0; i < views.size(); ++i) offsets[i + 1] = offsets[i] + static_cast<int64_t>(parts[i].size());
       ids.reserve(static_cast<size_t>(offsets.back()));

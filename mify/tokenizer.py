@@ -125,6 +125,11 @@ class Tokenizer:
             table[index] = token.encode()
         return table
 
+    def mergeable_ranks(self) -> dict[bytes, int]:
+        """What `tiktoken.Encoding` takes beside `QWEN2_PATTERN`: the bytes of every token that is not special."""
+        special_ids = set(self.special.values())
+        return {piece: i for i, piece in enumerate(self.token_bytes) if piece and i not in special_ids}
+
     @cached_property
     def native(self) -> Bpe | None:
         """The same vocabulary in `mify._core`, or None where its pre-tokenizer is another than qwen2's."""

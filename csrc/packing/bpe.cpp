@@ -17,20 +17,26 @@ namespace {
 constexpr uint64_t kOdd = 0x9E3779B97F4A7C15;
 constexpr size_t kShortWord = 64;
 
-uint64_t hash_of(std::string_view word) {
-  uint64_t hash = word.size() * kOdd;
-  size_t at = 0;
-  for (; at + 8 <= word.size(); at += 8) {
-    uint64_t part;
-    std::memcpy(&part, word.data() + at, 8);
-    hash = (hash ^ part) * kOdd;
-    hash ^= hash >> 32;
+constexpr size_t kInlineWord = 8;
+
+// The `size` (at most eight) bytes at `from` as a number.
+uint64_t load(const char* from, size_t size) {
+  uint64_t bytes = 0;
+  if (size == 8) {
+    std::memcpy(&bytes, from, 8);
+  } else if (size >= 4) {
+    uint32_t low, high;
+    std::memcpy(&low, from, 4);
+    std::memcpy(&high, from + size - 4, 4);
+    bytes = low | uint64_t{high} << (8 * (size - 4));
+  } else if (size > 0) {
+    const auto byte = [from](size_t at) { return uint64_t{static_cast<uint8_t>(from[at])}; };
+    bytes = byte(0) | byte(size / 2) << (8 * (size / 2)) | byte(size - 1) << (8 * (size - 1));
   }
-  uint64_t part = 0;
-  std::memcpy(&part, word.data() + at, word.size() - at);
-  hash = (hash ^ part) * kOdd;
-  return hash ^ hash >> 29;
+  return bytes;
 }
+
+constexpr size_t kWordsAhead = 32;
 
 }  // namespace
 
@@ -87,10 +93,9 @@ Bpe::Bpe(const BpeDefinition& definition) : is_special_(definition.is_special), 
       encode_word(word, alone);
       if (alone.size() != 1 || alone[0] != id) continue;
     }
-    const uint64_t hash = hash_of(word);
-    size_t slot = hash >> word_shift_;
+    size_t slot = slot_of(key_of(word), word.size());
     while (words[slot].id != kNoToken) slot = (slot + 1) & (words.size() - 1);
-    words[slot] = {hash, id};
+    words[slot] = {key_of(word), id, static_cast<uint32_t>(word.size())};
   }
   words_ = std::move(words);
 }
@@ -105,18 +110,34 @@ const Bpe::Merge* Bpe::find_merge(uint32_t left, uint32_t right) const {
   return &merges_[slot];
 }
 
-uint32_t Bpe::find_word(std::string_view word, uint64_t hash) const {
+uint64_t Bpe::key_of(std::string_view word) {
+  if (word.size() <= kInlineWord) return load(word.data(), word.size());
+  uint64_t hash = 0;
+  for (size_t at = 0; at + 8 < word.size(); at += 8) {
+    hash = (hash ^ load(word.data() + at, 8)) * kOdd;
+    hash ^= hash >> 32;
+  }
+  hash = (hash ^ load(word.data() + word.size() - 8, 8)) * kOdd;
+  return hash ^ hash >> 29;
+}
+
+size_t Bpe::slot_of(uint64_t key, size_t size) const {
+  return (key + size * 0xD6E8FEB86659FD93) * kOdd >> word_shift_;
+}
+
+uint32_t Bpe::find_word(std::string_view word, uint64_t key) const {
   if (words_.empty()) return kNoToken;
-  size_t slot = hash >> word_shift_;
-  while (words_[slot].id != kNoToken) {
-    if (words_[slot].hash == hash && bytes(words_[slot].id) == word) return words_[slot].id;
-    slot = (slot + 1) & (words_.size() - 1);
+  size_t slot = slot_of(key, word.size());
+  for (; words_[slot].id != kNoToken; slot = (slot + 1) & (words_.size() - 1)) {
+    const Entry& entry = words_[slot];
+    if (entry.key != key || entry.size != word.size()) continue;
+    if (word.size() <= kInlineWord || bytes(entry.id) == word) return entry.id;
   }
   return kNoToken;
 }
 
-void Bpe::encode_word(std::string_view word, std::vector<uint32_t>& out) const {
-  const uint32_t whole = find_word(word, hash_of(word));
+void Bpe::encode_word(std::string_view word, uint64_t key, std::vector<uint32_t>& out) const {
+  const uint32_t whole = find_word(word, key);
   if (whole != kNoToken) {
     out.push_back(whole);
   } else if (word.size() <= kShortWord) {
@@ -201,6 +222,50 @@ void Bpe::encode(std::string_view text, std::vector<uint32_t>& out) const {
     encode_word(text.substr(at, end - at), out);
     at = end;
   }
+}
+
+// Words are looked up in groups: the table's lines are asked for while the rest of the group is still being cut.
+void Bpe::encode(std::string_view text, std::vector<uint32_t>& out, WordMemory& memory) const {
+  PreTokenizer pre_tokenizer(reinterpret_cast<const uint8_t*>(text.data()), text.size());
+  std::array<std::string_view, kWordsAhead> words;
+  std::array<uint64_t, kWordsAhead> keys;
+  for (size_t at = 0; at < text.size();) {
+    size_t count = 0;
+    for (; count < kWordsAhead && at < text.size(); ++count) {
+      const size_t end = pre_tokenizer.next(at);
+      words[count] = text.substr(at, end - at);
+      keys[count] = key_of(words[count]);
+      __builtin_prefetch(&words_[slot_of(keys[count], end - at)]);
+      at = end;
+    }
+    for (size_t i = 0; i < count; ++i) {
+      const uint32_t whole = find_word(words[i], keys[i]);
+      if (whole != kNoToken) {
+        out.push_back(whole);
+      } else {
+        encode_remembering(words[i], keys[i], out, memory);
+      }
+    }
+  }
+}
+
+void Bpe::encode_remembering(std::string_view word, uint64_t key, std::vector<uint32_t>& out,
+                             WordMemory& memory) const {
+  using Slot = WordMemory::Slot;
+  if (word.size() > Slot::kMostBytes) return encode_word(word, key, out);
+  Slot& slot = memory.slots_[(key + word.size()) * kOdd >> (64 - WordMemory::kBits)];
+  if (std::string_view(slot.word, slot.size) == word) {
+    out.insert(out.end(), slot.ids, slot.ids + slot.num_ids);
+    return;
+  }
+  const size_t first = out.size();
+  encode_word(word, key, out);
+  const size_t num_ids = out.size() - first;
+  if (num_ids > Slot::kMostIds) return;
+  std::memcpy(slot.word, word.data(), word.size());
+  std::memcpy(slot.ids, out.data() + first, num_ids * sizeof(uint32_t));
+  slot.size = static_cast<uint8_t>(word.size());
+  slot.num_ids = static_cast<uint8_t>(num_ids);
 }
 
 }  // namespace mify

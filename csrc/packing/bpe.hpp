@@ -19,6 +19,24 @@ struct BpeDefinition {
   bool ignore_merges = false;      // a pre-token that is a token as a whole is not split (Llama 3)
 };
 
+// What encoding remembers of words that are several tokens: of each slot the last one seen. It changes how long a text
+// takes, never its ids. One a thread.
+class WordMemory {
+ public:
+  WordMemory() : slots_(size_t{1} << kBits) {}
+
+ private:
+  friend class Bpe;
+  static constexpr int kBits = 14;
+  struct Slot {
+    static constexpr size_t kMostBytes = 24, kMostIds = 8;
+    char word[kMostBytes];
+    uint32_t ids[kMostIds];
+    uint8_t size = 0, num_ids = 0;
+  };
+  std::vector<Slot> slots_;
+};
+
 class Bpe {
  public:
   explicit Bpe(const BpeDefinition& definition);
@@ -35,9 +53,11 @@ class Bpe {
   std::span<const uint16_t> line_feeds() const { return line_feeds_; }
 
   // Appends the ids of one pre-token.
-  void encode_word(std::string_view word, std::vector<uint32_t>& out) const;
+  void encode_word(std::string_view word, std::vector<uint32_t>& out) const { encode_word(word, key_of(word), out); }
   // Appends the ids of a text of valid UTF-8, pre-tokenized by itself.
   void encode(std::string_view text, std::vector<uint32_t>& out) const;
+  // The same for long texts, faster.
+  void encode(std::string_view text, std::vector<uint32_t>& out, WordMemory& memory) const;
 
  private:
   struct Merge {
@@ -45,16 +65,22 @@ class Bpe {
     uint32_t rank = 0;
     uint32_t result = 0;
   };
+  // A pre-token that is one token. Of up to eight bytes `key` is the word itself, of more a hash of it.
   struct Entry {
-    uint64_t hash = 0;
+    uint64_t key = 0;
     uint32_t id = kNoToken;
+    uint32_t size = 0;
   };
   static constexpr uint64_t kNoPair = ~uint64_t{0};
   static constexpr uint32_t kNoToken = ~uint32_t{0};
   static constexpr uint32_t kNoRank = ~uint32_t{0};
 
   const Merge* find_merge(uint32_t left, uint32_t right) const;
-  uint32_t find_word(std::string_view word, uint64_t hash) const;
+  static uint64_t key_of(std::string_view word);
+  void encode_word(std::string_view word, uint64_t key, std::vector<uint32_t>& out) const;
+  uint32_t find_word(std::string_view word, uint64_t key) const;
+  size_t slot_of(uint64_t key, size_t size) const;
+  void encode_remembering(std::string_view word, uint64_t key, std::vector<uint32_t>& out, WordMemory& memory) const;
   void merge_short(std::string_view word, std::vector<uint32_t>& out) const;
   void merge_long(std::string_view word, std::vector<uint32_t>& out) const;
 

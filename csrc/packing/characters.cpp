@@ -23,7 +23,8 @@ CharacterClasses::CharacterClasses() {
     const size_t last = run + 1 < std::size(kRuns) ? kRuns[run + 1] >> 2 : all.size();
     for (size_t code = kRuns[run] >> 2; code < last; ++code) all[code] = kRuns[run] & 3;
   }
-  std::memcpy(ascii_.data(), all.data(), ascii_.size());
+  bytes_.fill(kNotAscii);
+  std::memcpy(bytes_.data(), all.data(), 128);
   for (size_t block = 0; block < block_of_.size(); ++block) {
     const uint8_t* const here = all.data() + block * 256;
     size_t found = 0;

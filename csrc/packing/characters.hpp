@@ -15,15 +15,19 @@ class CharacterClasses {
  public:
   static const CharacterClasses& get();
 
+  // The class of an ASCII byte; kNotAscii of any other.
+  uint8_t of_byte(uint8_t byte) const { return bytes_[byte]; }
+  static constexpr uint8_t kNotAscii = 4;
+
   CharacterClass of(uint32_t code) const {
-    if (code < 128) return static_cast<CharacterClass>(ascii_[code]);
+    if (code < 128) return static_cast<CharacterClass>(bytes_[code]);
     return static_cast<CharacterClass>(code < 0x110000 ? blocks_[size_t{block_of_[code >> 8]} * 256 + (code & 255)]
                                                        : 0);
   }
 
  private:
   CharacterClasses();
-  std::array<uint8_t, 128> ascii_;
+  std::array<uint8_t, 256> bytes_;
   std::array<uint16_t, 0x1100> block_of_;
   std::vector<uint8_t> blocks_;
 };

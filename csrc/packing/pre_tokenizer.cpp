@@ -2,21 +2,25 @@
 
 namespace mify {
 
-size_t PreTokenizer::letters(size_t at) {
+// Where the characters of one class that stand at `at` end.
+size_t PreTokenizer::run(size_t at, CharacterClass kind) {
   while (more(at)) {
-    const Seen seen = see(at);
-    if (seen.kind != kLetter) break;
-    at += seen.size;
+    const uint8_t byte_class = classes_.of_byte(text_[at]);
+    if (byte_class == kind) {
+      ++at;
+    } else if (byte_class != CharacterClasses::kNotAscii) {
+      break;
+    } else {
+      const Seen seen = see(at);
+      if (seen.kind != kind) break;
+      at += seen.size;
+    }
   }
   return at;
 }
 
 size_t PreTokenizer::others_and_line_breaks(size_t at) {
-  while (more(at)) {
-    const Seen seen = see(at);
-    if (seen.kind != kOther) break;
-    at += seen.size;
-  }
+  at = run(at, kOther);
   while (more(at) && is_line_break(text_[at])) ++at;
   return at;
 }

@@ -39,7 +39,8 @@ class PreTokenizer {
     touched_end_ = true;
     return false;
   }
-  size_t letters(size_t at);
+  size_t run(size_t at, CharacterClass kind);
+  size_t letters(size_t at) { return run(at, kLetter); }
   size_t others_and_line_breaks(size_t at);
   size_t white_space(size_t at);
 
