@@ -1,6 +1,6 @@
 """How a worker is confined on this machine: the command lines, and a real trial of each before it is relied on.
 
-    bubblewrap      read-only /usr and Python, private /tmp, no network, own PID, IPC, UTS and user or uid space
+    bubblewrap      read-only /usr and Python, private /tmp, no network, own PID, IPC and UTS namespaces
     unshare         the same from util-linux alone (a root of bind mounts on a tmpfs), where bubblewrap is not installed
     none            rlimits only: never chosen by itself
 
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mify.errors import MifyError
+from mify.eval.cgroup import Cgroup
 
 SCRATCH = "/tmp"
 PACKAGES_FOLDER = "/packages"
@@ -88,11 +89,10 @@ def package_mounts(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def worker_command(kind: SandboxKind, mounts: Mounts, job_uid: int, scratch_bytes: int, new_root: str) -> list[str]:
+def worker_command(kind: SandboxKind, mounts: Mounts, scratch_bytes: int, new_root: str) -> list[str]:
     """The command that starts one worker, without the worker's own arguments.
 
     Args:
-        job_uid: the unprivileged uid of this worker's programs (used with `uid` isolation).
         scratch_bytes: the size of the private /tmp.
         new_root: an empty folder of the host (used by `unshare`).
     """
@@ -204,13 +204,13 @@ def _trial(kind: SandboxKind) -> str | None:
 
 def remedy() -> str:
     """What to tell a user whose machine cannot confine programs."""
-    inside = (
-        "in a container, allow user namespaces or run it with --security-opt seccomp=unconfined"
-        if _in_container()
-        else ""
-    )
-    insist = "or insist on running generated code unconfined with --unconfined"
-    return ", ".join(part for part in (INSTALL_HINT, inside, insist) if part)
+    hints = [INSTALL_HINT]
+    restricted = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+    if os.geteuid() != 0 and restricted.exists() and restricted.read_text().strip() == "1":
+        hints.append("let users make namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0)")
+    if _in_container():
+        hints.append("in a container, allow user namespaces or run it with --security-opt seccomp=unconfined")
+    return ", ".join([*hints, "or insist on running generated code unconfined with --unconfined"])
 
 
 def _in_container() -> bool:
@@ -231,16 +231,24 @@ sys.modules["mify.eval.inside.worker"].main(*sys.argv[2:])
 
 
 def start(
-    kind: SandboxKind, mounts: Mounts, job_uid: int, scratch_bytes: int, new_root: str, preload: tuple[str, ...]
+    kind: SandboxKind,
+    mounts: Mounts,
+    job_uid: int,
+    scratch_bytes: int,
+    new_root: str,
+    preload: tuple[str, ...],
+    cgroup: Cgroup | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts one worker process, talking over its stdin and stdout."""
+    """Starts one worker process, talking over its stdin and stdout, in the control group where there is one."""
     texts = [("mify", ""), ("mify.eval", ""), ("mify.eval.inside", "")]
     texts += [(f"mify.eval.inside.{name}", _inside(name)) for name in ("confine", "apart", "worker")]
     python = [mounts.python, "-s", "-S", "-B", "-P", "-c", _BOOTSTRAP, json.dumps(texts)]
     packages = PACKAGES_FOLDER if mounts.packages else ""
     scratch = SCRATCH if kind.confined else new_root
     arguments = [kind.isolation, str(job_uid), scratch, ",".join(preload), packages]
-    command = worker_command(kind, mounts, job_uid, scratch_bytes, new_root)
+    command = worker_command(kind, mounts, scratch_bytes, new_root)
+    if cgroup is not None:
+        command = [*cgroup.command(), *command]
     environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "PYTHONHASHSEED": "0"}
     return subprocess.Popen(
         [*command, *python, *arguments],

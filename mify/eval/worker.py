@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mify.errors import MifyError
+from mify.eval.cgroup import Cgroup
 from mify.eval.launch import Mounts, SandboxKind, remedy, start
 from mify.eval.programs import Form, Limits, Program, Verdict
 from mify.eval.suspicion import names_used, suspicion
@@ -27,6 +28,7 @@ PRELOAD = (
 )
 # What a worker itself and the forks' shared pages add to a program's memory as the host counts it.
 OWN_MEMORY = 192 << 20
+OWN_PROCESSES = 12
 GRACE_S = 15.0
 LOOK_EVERY_S = 0.05
 
@@ -41,6 +43,7 @@ class Worker:
         # A uid of its own for every worker of every process, among those no distribution gives to accounts.
         self._job_uid = 20000 + os.getpid() % 600 * 64 + index % 64
         self._root = tempfile.mkdtemp(prefix="mify-sandbox-")
+        self._cgroup: Cgroup | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._too_much_memory = False
         self.starts = 0
@@ -95,11 +98,19 @@ class Worker:
 
     def close(self) -> None:
         self._kill()
+        if self._cgroup is not None:
+            self._cgroup.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
     def _start(self) -> None:
+        limits = self._limits
+        if self._cgroup is None and self._kind.confined:
+            # Beside the program: the worker, the two or three processes that hold its namespaces, and its scratch.
+            memory = limits.memory_bytes + limits.scratch_bytes + OWN_MEMORY
+            name = Path(self._root).name
+            self._cgroup = Cgroup.make(name, memory, limits.processes + OWN_PROCESSES)
         self._process = start(
-            self._kind, self._mounts, self._job_uid, self._limits.scratch_bytes, self._root, self._preload
+            self._kind, self._mounts, self._job_uid, limits.scratch_bytes, self._root, self._preload, self._cgroup
         )
         self.starts += 1
         ready = self._read(30.0)

@@ -24,7 +24,7 @@ from mify.eval.worker import Worker
 def program(source):
     return Program("hostile", source, TESTS, entry_points=("add",))
 
-limits = Limits(wall_s=2.0, cpu_s=2.0, memory_bytes=256 << 20, processes=8)
+limits = Limits(wall_s=4.0, cpu_s=1.0, memory_bytes=256 << 20, processes=8)
 report = {}
 with Worker(SandboxKind(sys.argv[1], "pidns", ""), Mounts(sys.executable), limits) as worker:
     try:
@@ -85,7 +85,7 @@ def test_hostile_programs_of_an_ordinary_user(open_folder: Path, checkout: Path,
         pytest.skip(f"{command} is not installed")
     shutil.copytree(checkout / "mify" / "eval", open_folder / "mify" / "eval")
     shutil.copy(checkout / "mify" / "errors.py", open_folder / "mify")
-    shutil.copy(Path(__file__).with_name("hostile_programs.py"), open_folder)
+    shutil.copy(checkout / "bench" / "hostile_programs.py", open_folder)
     done = subprocess.run(
         [python, "-B", "-c", SCRIPT, kind],
         user=65534, group=65534, extra_groups=[], cwd=open_folder, capture_output=True, text=True, timeout=120,
