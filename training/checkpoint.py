@@ -85,6 +85,13 @@ def restore_rng(tensors: Mapping[str, Tensor], world: World) -> None:
         torch.cuda.set_rng_state(state, world.device)
 
 
+class _Writer(FileSystemWriter):
+    """Leaves out the random save id and the temporary folder's name: equal states leave equal bytes."""
+
+    def storage_meta(self) -> None:
+        return None
+
+
 class Checkpointer:
     """Saves and finds the checkpoints of one run folder.
 
@@ -205,7 +212,7 @@ class Checkpointer:
                     shutil.rmtree(temporary, ignore_errors=True)
                     (temporary / "dcp").mkdir(parents=True)
                 self._barrier()
-                writer = FileSystemWriter(temporary / "dcp", sync_files=False, thread_count=1)
+                writer = _Writer(temporary / "dcp", sync_files=False, thread_count=1)
                 write_shards(
                     checkpoint.tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None
                 )
