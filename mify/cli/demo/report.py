@@ -39,6 +39,7 @@ class ReportData:
     losses: list[float]
     held_out: dict[str, list[tuple[int, float]]]
     bits_per_byte: list[tuple[str, dict[str, float]]]  # (model or baseline, bits per byte by domain)
+    verdict: str  # in words, whether the model beats the baselines
     scores: list[tuple[str, str, str]]  # (task, score, what it means)
     samples: list[Infill]
     exports: list[tuple[str, str, str]]  # (file, size, what was verified)

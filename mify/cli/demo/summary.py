@@ -55,6 +55,7 @@ def report_data(config: DemoConfig, stamps: Mapping[str, Stamp], folder: Path) -
         losses=[record["loss"] for record in steps],
         held_out=held_out,
         bits_per_byte=_bits_per_byte(bits),
+        verdict=_verdict(bits["all"], training),
         scores=_scores(evaluation),
         samples=_samples(folder, evaluation["infilling"]),
         exports=_exports(folder, stamps["export"].summary),
@@ -99,6 +100,24 @@ def _bits_per_byte(result: Mapping[str, Any]) -> list[tuple[str, dict[str, float
         for name, label in names.items()
         if name in result["all"]
     ]
+
+
+def _verdict(bits: Mapping[str, float], training: Mapping[str, Any]) -> str:
+    """Whether the model beats the baselines over all domains, and what each of them has seen."""
+    names = {"ngram": "the n-gram", "xz": "xz alone", "xz_trained": "xz after the corpus"}
+    beaten = [names[key] for key in names if key in bits and bits["model"] < bits[key]]
+    ahead = [names[key] for key in names if key in bits and bits["model"] >= bits[key]]
+    tokens = sum(row["tokens"] for row in training["ledger"].values())
+    parts = []
+    if beaten:
+        parts.append(f"The model beats {' and '.join(beaten)}.")
+    if ahead:
+        parts.append(f"The model loses to {' and '.join(ahead)}.")
+    parts.append(
+        f"It has read {tokens / 1e6:.1f} million tokens, a part of the corpus, and sees at most 512 tokens at a time; the "
+        "n-gram and the second xz have read the whole corpus, and xz keeps all of the held-out text in view."
+    )
+    return " ".join(parts)
 
 
 def _scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
