@@ -7,7 +7,6 @@ projections are interleaved head by head on the way out and put back on the way 
 from __future__ import annotations
 
 import os
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from mify.config import ModelConfig
 from mify.errors import MifyError
 from mify.export import gguf_types, gguf_vocab
 from mify.export.conventions import Conventions
+from mify.export.gguf_file import GgufFile
 from mify.export.weights import Weights, as_weights, tensor_shapes, to_model
 from mify.files import atomic_file
 
@@ -118,21 +118,11 @@ class GgufWeights(Weights):
     """A GGUF file, its tensors dequantized on demand."""
 
     def __init__(self, file: str | os.PathLike[str]) -> None:
-        import gguf
-
         from mify.tokenizer import Tokenizer
 
         self.source = str(file)
-        if not Path(file).is_file():
-            raise MifyError(f"{file} does not exist", "give the path of a GGUF file")
-        try:
-            reader = gguf.GGUFReader(file)
-            self._fields = {name: field.contents() for name, field in reader.fields.items()}
-            self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        except (ValueError, IndexError, KeyError, OverflowError, TypeError, UnicodeDecodeError, struct.error) as error:
-            raise MifyError(
-                f"{file} is truncated, damaged or no GGUF file ({error})", "download or export it again"
-            ) from None
+        self._file = GgufFile(file)
+        self._fields, self._tensors = self._file.fields, self._file.tensors
         self.config = self._read_config()
         self._check_tensors()
         vocabulary = self._read_vocabulary()
@@ -150,18 +140,17 @@ class GgufWeights(Weights):
         import gguf
 
         stored = self._tensors[gguf_name(name)]
-        shape = tensor_shapes(self.config)[name]
+        raw = self._file.data(gguf_name(name))
         dtype = self.dtype(name)
-        plain = dtype != torch.float32
-        data = stored.data if plain else gguf.dequantize(stored.data, stored.tensor_type)
-        # A copy where the data is the mapped file itself, which must not be written to.
-        values = torch.from_numpy(np.require(data, requirements=["C", "W"])).view(-1)
-        if plain:
-            values = values.view(torch.uint8).view(dtype)
-        return _from_gguf(name, values.reshape(shape), self.config)
+        if stored.kind in ("F32", "F16", "BF16"):
+            values = torch.from_numpy(raw).view(dtype)
+        else:
+            kind = gguf.GGMLQuantizationType[stored.kind]
+            values = torch.from_numpy(gguf.dequantize(raw.reshape(stored.shape[0], -1), kind))
+        return _from_gguf(name, values.reshape(stored.shape), self.config)
 
     def dtype(self, name: str) -> torch.dtype:
-        kind = self._tensors[gguf_name(name)].tensor_type.name
+        kind = self._tensors[gguf_name(name)].kind
         return {"F16": torch.float16, "BF16": torch.bfloat16}.get(kind, torch.float32)
 
     def _read_config(self) -> ModelConfig:
@@ -215,7 +204,7 @@ class GgufWeights(Weights):
                 num_kv_heads=number("attention.head_count_kv", heads),
                 head_dim=head_dim,
                 ffn_size=number("feed_forward_length"),
-                vocab_size=int(embedding.shape[-1]),
+                vocab_size=embedding.shape[0],
                 context=number("context_length"),
                 rope_theta=round_float32(number("rope.freq_base", 10_000.0)),
                 rms_norm_eps=round_float32(number("attention.layer_norm_rms_epsilon")),
@@ -236,10 +225,10 @@ class GgufWeights(Weights):
         for name, shape in shapes.items():
             if name not in self._tensors:
                 raise MifyError(f"{self.source} lacks {name}", "the file is incomplete: download or export it again")
-            found = tuple(int(size) for size in reversed(self._tensors[name].shape))
-            if found != shape:
+            found = self._tensors[name]
+            if found.shape != shape:
                 raise MifyError(
-                    f"{self.source}: {name} has shape {found}, its metadata asks for {shape}",
+                    f"{self.source}: {name} has shape {found.shape}, its metadata asks for {shape}",
                     "the file is damaged: download or export it again",
                 )
 
@@ -251,10 +240,12 @@ class GgufWeights(Weights):
                 f"{self.source}: its tokenizer is {kind!r} (SentencePiece or another), not byte-level BPE ('gpt2')",
                 "only byte-level BPE models can be imported",
             )
-        for key in ("tokens", "token_type", "merges", "pre"):
-            if f"{prefix}{key}" not in fields:
+        for key, item in (("tokens", str), ("token_type", int), ("merges", str), ("pre", None)):
+            value = fields.get(f"{prefix}{key}")
+            if not (isinstance(value, str) if item is None else _is_list_of(value, item)):
+                problem = "lacks" if value is None else "has an unreadable"
                 raise MifyError(
-                    f"{self.source} lacks {prefix}{key}", "convert the model again with a current converter"
+                    f"{self.source} {problem} {prefix}{key}", "convert the model again with a current converter"
                 )
         tokens = fields[f"{prefix}tokens"]
         if len(tokens) != self.config.vocab_size:
@@ -265,7 +256,7 @@ class GgufWeights(Weights):
         special = {
             key.removeprefix(prefix).removesuffix("_token_id"): int(value)
             for key, value in fields.items()
-            if key.startswith(prefix) and key.endswith("_token_id") and int(value) < len(tokens)
+            if key.startswith(prefix) and key.endswith("_token_id") and value in range(len(tokens))
         }
         pre = fields[f"{prefix}pre"]
         # llama.cpp's default for this key depends on the pre-tokenizer.
@@ -286,6 +277,10 @@ def gguf_name(name: str) -> str:
 def round_float32(value: float) -> float:
     """The shortest decimal that is the same fp32: GGUF stores fp32, and 1e-5 would come back as 9.99999974e-06."""
     return float(np.format_float_scientific(np.float32(value), unique=True))
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 def _layer_of(name: str) -> int:

@@ -11,7 +11,9 @@ import pytest
 from mify.errors import MifyError
 from mify.export import gguf_vocab, llama_cpp, pretokenizers
 from mify.export.conventions import Conventions
-from mify.export.gguf import export_gguf
+from mify.export.gguf import GgufWeights, export_gguf
+from mify.export.hf import HfWeights, export_hf
+from mify.export.weights import conventions_of, remember_conventions
 from mify.model import Model
 from mify.tokenizer import Tokenizer
 
@@ -140,3 +142,32 @@ def test_unknown_normalizers_and_models_are_refused(tokenizer: Tokenizer) -> Non
         gguf_vocab.from_tokenizer_json(unigram, 704, conventions, "t")
     with pytest.raises(MifyError, match="has id 699, but the model has 699 embedding rows"):
         gguf_vocab.from_tokenizer_json(tokenizer.definition, 699, conventions, "t")
+
+
+@needs_llama_cpp
+def test_a_begin_of_text_token_goes_everywhere(
+    tmp_path: Path, make_model: Callable[..., Model], corpus: list[str]
+) -> None:
+    """Llama-3's way: a post-processor puts begin-of-text before every prompt."""
+    transformers = pytest.importorskip("transformers")
+    known = pretokenizers.by_name("llama-bpe", "t")
+    definition = train(known, corpus).definition
+    begin = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    definition["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [600], "tokens": ["<|endoftext|>"]}},
+    }
+    model = make_model(num_layers=1)
+    model.tokenizer = Tokenizer(definition)
+    remember_conventions(model, Conventions(bos_id=600, eos_ids=(600,), add_bos=True))
+    expected = [600, *model.tokenizer.encode("x = 1")]
+
+    export_gguf(model, tmp_path / "m.gguf")
+    with llama_cpp.LlamaCpp(tmp_path / "m.gguf") as server:
+        assert server.tokenize("x = 1", add_special=True) == expected
+        assert server.tokenize("x = 1") == expected[1:]
+    export_hf(GgufWeights(tmp_path / "m.gguf"), tmp_path / "hf")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")("x = 1")["input_ids"] == expected
+    assert HfWeights(tmp_path / "hf").conventions == conventions_of(model)
