@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from statistics import NormalDist
 
 import numpy as np
 
@@ -29,10 +30,18 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
 def bootstrap_interval(
     values: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean over items (Efron 1979). Same values and seed, same interval."""
+    """The percentile bootstrap interval of the mean over items (Efron 1979). Same values and seed, same interval.
+
+    Where all items came out alike, all 0 or all 1, resampling cannot show how little that says: then it is the Wilson
+    interval (Wilson 1927), which for 0 of n reaches up to z² / (n + z²).
+    """
     data = np.asarray(values, dtype=np.float64)
     if data.size == 0:
         raise ValueError("values is empty")
+    if data[0] in (0.0, 1.0) and (data == data[0]).all():
+        z = NormalDist().inv_cdf((1 + confidence) / 2)
+        reach = z * z / (data.size + z * z)
+        return (0.0, reach) if data[0] == 0.0 else (1.0 - reach, 1.0)
     generator = np.random.Generator(np.random.PCG64(seed))
     means = np.empty(resamples)
     block = max(1, 4_000_000 // data.size)

@@ -314,7 +314,7 @@ def _summary(
         "samples": options.samples,
         "score": scores[f"pass@{options.k[0]}"]["value"],
         "scores": scores,
-        "interval": "95%, bootstrap over items, 10,000 resamples",
+        "interval": "95%, bootstrap over items, 10,000 resamples; Wilson where all items came out alike",
         "passed": sum(count > 0 for count in passed.values()) if options.samples > 1 else sum(passed.values()),
         "statuses": dict(sorted(statuses.items())),
         "prompts_cut": cut,

@@ -43,6 +43,14 @@ def test_bootstrap_is_the_same_every_time_and_holds_the_mean() -> None:
     assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
     low, high = bootstrap_interval(values)
     assert low < sum(values) / 4 < high
-    assert bootstrap_interval([1.0] * 5) == (1.0, 1.0)
+    assert bootstrap_interval([0.5] * 5) == (0.5, 0.5)
     with pytest.raises(ValueError, match="empty"):
         bootstrap_interval([])
+
+
+def test_an_interval_where_all_came_out_alike() -> None:
+    """Wilson's interval, from its formula with p = 0: centre z²/2n and half-width the same, over 1 + z²/n."""
+    z, n = 1.959963984540054, 164
+    centre = (z * z / (2 * n)) / (1 + z * z / n)
+    assert bootstrap_interval([0.0] * n) == pytest.approx((0.0, 2 * centre))
+    assert bootstrap_interval([1.0] * n) == pytest.approx((1 - 2 * centre, 1.0))
