@@ -65,16 +65,18 @@ def _root(
 
 
 # One module a command, imported at the top but importing nothing heavy itself, so that `mify --help` answers at once.
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(ablate)
-app.command()(bench)
-app.command()(curate)
+# In the order of the work, which is the order of `mify --help`.
+OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}  # --key.sub=value, read by the recipe
 app.command()(demo)
-app.command()(doctor)
+app.command()(curate)
+app.add_typer(tokenizer, name="tokenizer")
+app.command()(tokenize)
+app.command(context_settings=OVERRIDES)(train)
+app.command(context_settings=OVERRIDES)(ablate)
 app.command("eval")(evaluate)
-app.command()(export)
 app.command()(generate)
 app.command("import")(import_)
+app.command()(export)
+app.command()(bench)
 app.command()(plan)
-app.command()(tokenize)
-app.add_typer(tokenizer, name="tokenizer")
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+app.command()(doctor)

@@ -114,8 +114,8 @@ def _verdict(bits: Mapping[str, float], training: Mapping[str, Any]) -> str:
     if ahead:
         parts.append(f"The model loses to {' and '.join(ahead)}.")
     parts.append(
-        f"It has read {tokens / 1e6:.1f} million tokens, a part of the corpus, and sees at most 512 tokens at a time; the "
-        "n-gram and the second xz have read the whole corpus, and xz keeps all of the held-out text in view."
+        f"It has read {tokens / 1e6:.1f} million tokens, a part of the corpus, and sees at most 512 at a time; the "
+        "n-gram and the second xz have read all of the corpus, and xz keeps the whole held-out text in view."
     )
     return " ".join(parts)
 
