@@ -13,8 +13,10 @@ from rich.text import Text
 
 
 def duration(seconds: float) -> str:
-    """`3:05`, `2:03:05`, `4 d 2 h`."""
+    """`3:05`, `2:03:05`, `4 d 2 h`, `7 years`."""
     whole = int(max(0.0, seconds))
+    if whole >= 730 * 86_400:
+        return f"{whole // 31_557_600:,} years"
     if whole >= 172_800:
         return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
     hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -106,8 +107,18 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def distribute(model: M, config: ParallelSection, world: World) -> M:
-    """Applies activation checkpointing, per-layer compilation and sharding to `model`, in place, and moves it."""
+def shards(config: ParallelSection, world: World) -> bool:
+    """Whether the model goes through FSDP: for sharding, or for its mixed precision."""
+    return config.precision != "fp32" or (world.size > 1 and config.shard != "none" and not config.fixed_order)
+
+
+def distribute(model: M, config: ParallelSection, world: World, weights: dict[str, Tensor] | None = None) -> M:
+    """Applies activation checkpointing, per-layer compilation and sharding to `model`, in place, and moves it.
+
+    Args:
+        model: where the run shards it may be on the meta device: then `weights` are dealt out from rank 0, which alone
+            needs them, and no rank ever holds more of the model than its shard.
+    """
     layers = layers_of(model)
     if config.activation_checkpointing != "none":
         for layer in layers:
@@ -115,10 +126,8 @@ def distribute(model: M, config: ParallelSection, world: World) -> M:
     if config.compile:
         for layer in layers:
             layer.compile(fullgraph=True)
-    model.to(world.device)
-    replicated = config.shard == "none" or config.fixed_order
-    if config.precision == "fp32" and (world.size == 1 or replicated):
-        return model
+    if not shards(config, world):
+        return model.to(world.device)
     options: dict[str, Any] = {"mesh": _mesh(config, world)}
     if config.precision == "bf16":
         # Inputs keep their types: rotary angles must stay fp32.
@@ -126,6 +135,13 @@ def distribute(model: M, config: ParallelSection, world: World) -> M:
     for layer in layers:
         fully_shard(layer, **options)
     fully_shard(model, **options)
+    if next(model.parameters()).is_meta:
+        model.to_empty(device=world.device)
+        deal = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        dealt: dict[str, Any] = dict(weights or {})
+        set_model_state_dict(model, dealt, options=deal)
+    else:
+        model.to(world.device)
     register_fsdp_forward_method(model, "loss")
     return model
 
@@ -133,13 +149,13 @@ def distribute(model: M, config: ParallelSection, world: World) -> M:
 def _mesh(config: ParallelSection, world: World) -> DeviceMesh:
     if config.shard == "fsdp":
         return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
-    shards = 1 if config.shard == "none" else config.hsdp_shards or world.local_size
-    if world.size % shards:
+    group = 1 if config.shard == "none" else config.hsdp_shards or world.local_size
+    if world.size % group:
         raise MifyError(
-            f"{world.size} ranks do not divide into sharding groups of {shards}",
+            f"{world.size} ranks do not divide into sharding groups of {group}",
             "set --parallel.hsdp_shards to a divisor of the number of ranks",
         )
-    return init_device_mesh(world.device.type, (world.size // shards, shards), mesh_dim_names=("replicate", "shard"))
+    return init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
 
 
 # What selective checkpointing keeps: the outputs that cost the most to compute again per byte. All else is recomputed.

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
-from mify.config import ModelConfig, model_config
+from mify.config import ModelConfig
 from mify.data.batch import PackedBatch
 from mify.errors import MifyError
 from mify.files import read_json, write_json
-from mify.model import Model
+from mify.hardware import gpu_spec
+from mify.kernels import cost
 from mify.tokenizer import Tokenizer
 
 from .checkpoint import Checkpoint, Checkpointer, load_tensors, read_state, restore_rng, tensors_of
@@ -31,11 +32,14 @@ from .config import TrainConfig, changed_keys
 from .data import open_stream, tokenizer_path
 from .evaluate import HeldOut
 from .metrics import MetricsLog
+from .model import make_model
 from .optim import make_optimizer
 from .parallel import World, distribute
 from .prefetch import Prefetcher, Stream
+from .report import write_report
 from .stability import Guard, Verdict
 from .tensorboard import EventWriter
+from .wandb_writer import WandbWriter
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
@@ -70,13 +74,16 @@ class Run:
         self.passed_over: list[dict[str, Any]] = []
         self._stop = False
         self._seconds: deque[float] = deque(maxlen=20)
+        self._peak_flops = peak_flops(world)
+        self._flops_per_step = 0.0
         self._claim_folder()
         torch.manual_seed(config.seed)
         self.tokenizer_path = tokenizer_path(config)
         self.tokenizer = Tokenizer.load(self.tokenizer_path) if self.tokenizer_path else None
-        model = self._make_model()
+        model, weights = make_model(config, world, self.tokenizer)
         self.model_config: ModelConfig = model.config
-        self.model = distribute(model, config.parallel, world)
+        self.model = distribute(model, config.parallel, world, weights)
+        del weights
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.stream: Stream = open_stream(config, world)
         self.guard = Guard(config.stability)
@@ -92,11 +99,11 @@ class Run:
         lines = self._resume()
         self.batches = Prefetcher(self.stream, pin_memory=world.device.type == "cuda", ledger=self._ledger)
         self.metrics = MetricsLog(self.folder / "metrics.jsonl", lines) if world.is_main else None
-        self.events = (
-            EventWriter(self.folder / "tensorboard", self.step)
-            if world.is_main and config.logging.tensorboard
-            else None
-        )
+        self.writers: list[EventWriter | WandbWriter] = []
+        if world.is_main and config.logging.tensorboard:
+            self.writers.append(EventWriter(self.folder / "tensorboard", self.step))
+        if world.is_main and config.logging.wandb:
+            self.writers.append(WandbWriter(config))
         self._handlers: dict[int, Any] = {}
 
     # ---- set-up
@@ -116,25 +123,6 @@ class Run:
             document = {"format": "mify-train-config", "version": 1, "hash": self.config.hash, "config": plain}
             write_json(path, document)
         self.world.barrier()
-
-    def _make_model(self) -> Model:
-        config = self.config
-        if config.init.weights:
-            from mify.loading import load
-
-            model = load(config.init.weights)
-        else:
-            shape = {key: value for key, value in vars(config.model).items() if key != "preset" and value is not None}
-            if self.tokenizer is not None and "vocab_size" not in shape:
-                shape["vocab_size"] = max(self.tokenizer.vocab_size, model_config(config.model.preset).vocab_size)
-            model = Model(model_config(config.model.preset, **shape, context=config.data.context), seed=config.seed)
-        vocabulary = self.tokenizer.vocab_size if self.tokenizer else 0
-        if vocabulary > model.config.vocab_size:
-            raise MifyError(
-                f"the tokenizer has {vocabulary} tokens and the model's embedding {model.config.vocab_size}",
-                "use the model's own tokenizer, or set --model.vocab_size",
-            )
-        return model
 
     def _resume(self) -> int:
         """Loads the newest whole checkpoint, or that of `init.state`; returns how many metrics lines stay."""
@@ -169,6 +157,10 @@ class Run:
     def next_batch(self) -> PackedBatch:
         """This rank's rows of the next global batch. Raises `MifyError` where the stream ends before the run."""
         batch = self.batches.next()
+        if batch is not None and self._peak_flops is not None:
+            lengths = batch.cu_seqlens.diff().tolist()
+            work = cost.Workload.documents([length for length in lengths if length])
+            self._flops_per_step = self.world.size * cost.model_flops(self.model_config, work).total
         if batch is None:
             raise MifyError(
                 f"the data ended after {self.batch_index} batches, before steps = {self.config.steps}",
@@ -238,8 +230,8 @@ class Run:
             return
         assert self.metrics is not None
         self.metrics.write(record)
-        if self.events is not None:
-            self.events.write(record)
+        for writer in self.writers:
+            writer.write(record)
         if self.progress is not None:
             self.progress(self.step, self.config.steps, record)
 
@@ -299,14 +291,23 @@ class Run:
                     "load_seconds": load_seconds,
                     "eta_seconds": mean * (self.config.steps - self.step),
                     "memory_bytes": memory_bytes(self.world),
+                    **self._mfu(mean),
                 },
             }
         )
 
+    def _mfu(self, seconds: float) -> dict[str, float]:
+        """Model FLOPs over visible pairs, as a share of the GPU's bf16 peak; nothing where no peak is known."""
+        if self._peak_flops is None:
+            return {}
+        return {"mfu": self._flops_per_step / self.world.size / (seconds * self._peak_flops)}
+
     def result(self, loss: float | None, scores: dict[str, float]) -> TrainResult:
-        """What the run ended with. Waits for the last checkpoint."""
+        """What the run ended with. Waits for the last checkpoint and writes the report."""
         self.checkpointer.wait()
         newest = self.checkpointer.path(self.step)
+        if self.world.is_main:
+            write_report(self.folder, self.batches.ledger)
         return TrainResult(self.folder, newest, self.step, loss, scores, self.batches.ledger)
 
     def say(self, message: str) -> None:
@@ -347,7 +348,7 @@ class Run:
         try:
             self.checkpointer.wait()
         finally:
-            for writer in (self.metrics, self.events):
+            for writer in (self.metrics, *self.writers):
                 if writer is not None:
                     writer.close()
 
@@ -358,3 +359,13 @@ def memory_bytes(world: World) -> int:
         return torch.cuda.max_memory_allocated(world.device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_flops(world: World) -> float | None:
+    """The GPU's bf16 FLOP/s by its data sheet; None for a CPU, or a GPU that is not in the list."""
+    if world.device.type != "cuda":
+        return None
+    try:
+        return gpu_spec(torch.cuda.get_device_name(world.device)).bf16_flops
+    except MifyError:
+        return None

@@ -115,3 +115,28 @@ def test_the_command_line_ends_in_2_for_a_mistake_and_prints_no_traceback() -> N
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "mify: unknown key optimiser\n  -> did you mean optimizer?\n"
+
+
+def test_the_plan_is_the_cost_models_arithmetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mify.config import model_config
+    from mify.training.plan import make_plan, print_config, print_plan
+
+    config = load_recipe("cpt-2.5b")
+    plan = make_plan(config)
+    shape = model_config("mify-2.5b")
+    assert plan.tokens == 95_400 * 256 * 8192
+    assert plan.checkpoint_bytes == 12 * shape.num_parameters()
+    assert {name: round(source.share, 4) for name, source in plan.sources.items()} == {
+        "code": 0.78,
+        "text": 0.12,
+        "math": 0.1,
+    }
+    # 6 N a token for the matrices, and 6 L H D (context + 1) for the scores and values of causal attention.
+    matrices = shape.num_parameters() - shape.vocab_size * shape.hidden_size
+    scores = 6 * shape.num_layers * shape.num_query_heads * shape.head_dim * (8192 + 1)
+    assert plan.flops_per_token == pytest.approx(6 * matrices + scores, rel=1e-3)
+    print_config(config)
+    print_plan(config)
+    shown = capsys.readouterr().out
+    assert "learning_rate = 0.0001" in shown
+    assert "shards not" in shown

@@ -1,0 +1,75 @@
+"""The model that a run starts with: of a preset, or of imported weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mify.config import ModelConfig, model_config
+from mify.errors import MifyError
+from mify.model import Model
+from mify.tokenizer import Tokenizer
+
+from .config import TrainConfig
+from .parallel import World, shards
+
+
+def model_shape(config: TrainConfig, tokenizer: Tokenizer | None = None) -> ModelConfig:
+    """The shape that the run will have: that of the weights it starts from, or the preset with what is changed of it.
+
+    Raises:
+        MifyError: `init.weights` is no model; the tokenizer has more tokens than the embedding has rows.
+    """
+    if config.init.weights:
+        from mify.loading import open_weights
+
+        shape = open_weights(config.init.weights).config
+    else:
+        changed = {key: value for key, value in vars(config.model).items() if key != "preset" and value is not None}
+        if tokenizer is not None and "vocab_size" not in changed:
+            changed["vocab_size"] = max(tokenizer.vocab_size, model_config(config.model.preset).vocab_size)
+        shape = model_config(config.model.preset, **changed, context=config.data.context)
+    if config.data.context > shape.context:
+        raise MifyError(
+            f"data.context = {config.data.context} passes the {shape.context} tokens of {config.init.weights}",
+            "lower --data.context",
+        )
+    if tokenizer is not None and tokenizer.vocab_size > shape.vocab_size:
+        raise MifyError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model's embedding {shape.vocab_size} rows",
+            "use the model's own tokenizer, or set --model.vocab_size",
+        )
+    return shape
+
+
+def planned_shape(config: TrainConfig) -> ModelConfig:
+    """As `model_shape`, for a plan: weights that are not there yet are taken to be of the preset."""
+    there = config.init.weights is not None and Path(config.init.weights).exists()
+    if config.init.weights and not there:
+        import dataclasses
+
+        config = dataclasses.replace(config, init=dataclasses.replace(config.init, weights=None))
+    return model_shape(config)
+
+
+def make_model(
+    config: TrainConfig, world: World, tokenizer: Tokenizer | None
+) -> tuple[Model, dict[str, Tensor] | None]:
+    """The model; where it is sharded, its skeleton on the meta device, and on rank 0 the weights to deal out."""
+    shape = model_shape(config, tokenizer)
+    whole: Model | None = None
+    if world.is_main or not shards(config.parallel, world):
+        if config.init.weights:
+            from mify.loading import load
+
+            whole = load(config.init.weights).train()
+        else:
+            whole = Model(shape, seed=config.seed)
+    if not shards(config.parallel, world):
+        assert whole is not None
+        return whole, None
+    with torch.device("meta"):
+        skeleton = Model(shape)
+    return skeleton, whole.state_dict() if whole is not None else None
