@@ -67,7 +67,7 @@ ESCAPES = [
     "open('/usr/mify-hostile', 'w')",
     "open('/mify-hostile', 'w')",
     "open('/dev/mify-hostile', 'w')",
-    "open('/root/.profile')",
+    "open('/etc/hostname')",
     "open('/dev/shm/x', 'w')",
     "__import__('os').listdir('/home')",
     "open('/etc/passwd').read()",

@@ -41,7 +41,7 @@ def kind(request: pytest.FixtureRequest) -> SandboxKind:
 
 
 @pytest.fixture(scope="module")
-def brief(kind: SandboxKind) -> Iterator[Worker]:
+def hasty(kind: SandboxKind) -> Iterator[Worker]:
     """A worker for programs that only its clock ends."""
     with Worker(kind, Mounts(host_python()), replace(LIMITS, wall_s=1.5), index=41) as worker:
         yield worker
@@ -92,8 +92,8 @@ def test_honest_programs(worker: Worker, form: Form) -> None:
 
 
 @pytest.mark.parametrize(("source", "status"), ENDS, ids=lambda value: None)
-def test_ends(worker: Worker, brief: Worker, source: str, status: str) -> None:
-    verdict = judge(brief if "sleep" in source else worker, source)
+def test_ends(worker: Worker, hasty: Worker, source: str, status: str) -> None:
+    verdict = judge(hasty if "sleep" in source else worker, source)
     assert verdict.status == status, verdict
 
 
@@ -120,13 +120,13 @@ def test_a_suspect_program_that_is_right_passes(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("bomb", ["os.fork()", "threading.Thread(target=time.sleep, args=(30,)).start()"])
-def test_fork_bomb(brief: Worker, bomb: str) -> None:
+def test_fork_bomb(hasty: Worker, bomb: str) -> None:
     started = time.monotonic()
     body = (
         "import os, signal, threading, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"while True:\n    try:\n        {bomb}\n    except (OSError, RuntimeError): pass"
     )
-    assert judge(brief, body).status in ("timeout", "memory", "crashed")
+    assert judge(hasty, body).status in ("timeout", "memory", "crashed")
     assert time.monotonic() - started < 60
 
 

@@ -143,14 +143,14 @@ class Worker:
 
     def _kill_all_of_uid(self) -> None:
         """kill(-1) as the program's uid, from a child: this process has no capability to signal another uid."""
-        helper = os.fork()
-        if helper == 0:
+        killer = os.fork()
+        if killer == 0:
             try:
                 give_up_identity(self.isolation, self.job_uid)
                 os.kill(-1, signal.SIGKILL)
             finally:
                 os._exit(0)
-        os.waitpid(helper, 0)
+        os.waitpid(killer, 0)
 
     def cleaned(self) -> bool:
         """True when no process, no file and no shared memory of the last program is left."""
@@ -160,15 +160,15 @@ class Worker:
             _wipe(self.scratch)
             return True
         if os.listdir(self.scratch):
-            helper = os.fork()
-            if helper == 0:
+            wiper = os.fork()
+            if wiper == 0:
                 try:
                     signal.alarm(5)
                     give_up_identity(self.isolation, self.job_uid)
                     _wipe(self.scratch)
                 finally:
                     os._exit(0)
-            os.waitpid(helper, 0)
+            os.waitpid(wiper, 0)
             if os.listdir(self.scratch):
                 return False
         return not _left_in_ipc()
