@@ -258,8 +258,25 @@ def to_dict(found: Fit) -> dict[str, Any]:
         "curve": vars(found.curve),
         "interval_95": bars,
         "residual_rms_log": found.residual,
+        "conclusion": conclusion(found),
         "points": [vars(point) for point in found.points],
     }
+
+
+def conclusion(found: Fit) -> str:
+    """What the curve says of ten times the ladder's largest compute, or why it says nothing."""
+    flops = 10 * max(6.0 * point.parameters * point.tokens for point in found.points)
+    try:
+        parameters, tokens = found.curve.optimum(flops)
+    except MifyError as error:
+        return f"No optimum: {error.problem} in this ladder; {error.remedy}."
+    low, high = found.interval(lambda curve: curve.optimum(flops)[0])
+    known = sum(curve.a > 0 and curve.b > 0 for curve in found.resampled) / len(found.resampled)
+    return (
+        f"At {flops:.3g} FLOPs, ten times the largest run: {parameters:,.0f} parameters [{low:,.0f}, {high:,.0f}] "
+        f"and {tokens:,.0f} tokens, {tokens / parameters:.1f} a parameter; "
+        f"{known:.0%} of the resampled curves have an optimum."
+    )
 
 
 def plot(found: Fit, path: Path) -> None:

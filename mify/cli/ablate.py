@@ -102,6 +102,8 @@ def _show_curve(found: Fit, folder: Path, console: object) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from mify.training import scaling
+
     assert isinstance(console, Console)
     table = Table("run", "parameters", "tokens", "bits per byte", "fitted")
     for point in found.points:
@@ -114,9 +116,8 @@ def _show_curve(found: Fit, folder: Path, console: object) -> None:
         low, high = found.interval(lambda curve, name=name: float(getattr(curve, name)))  # type: ignore[misc]
         console.print(f"{name} = {getattr(found.curve, name):.4g}  [{low:.4g}, {high:.4g}]", markup=False)
     console.print(f"residual: {found.residual:.2%} of the loss (root mean square)", markup=False)
+    console.print(scaling.conclusion(found), markup=False)
     if util.find_spec("matplotlib") is not None:
-        from mify.training.scaling import plot
-
-        plot(found, folder / "scale.png")
+        scaling.plot(found, folder / "scale.png")
         console.print(f"{folder / 'scale.png'}", markup=False)
     console.print(f"{folder / 'scale.json'}", markup=False)

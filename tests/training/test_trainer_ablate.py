@@ -18,7 +18,7 @@ from mify.tokenizer import Tokenizer, train_tokenizer
 from mify.training.ablate import Difference, compare, fim_study, mix_study
 from mify.training.config import load_recipe
 from mify.training.evaluate import HeldOut
-from mify.training.scaling import Curve, Fit, Point, fit
+from mify.training.scaling import Curve, Fit, Point, conclusion, fit
 
 TEXT = "def add(first, second):\n    total = first + second\n    return total\n\n\nprint(add(1, 2))\n"
 
@@ -120,6 +120,14 @@ def test_error_bars_widen_with_noise_and_cover_the_truth() -> None:
     assert width(quiet) < width(noisy)
     low, high = noisy.interval(far)
     assert low <= TRUTH(10_000_000, 30_000_000) <= high
+
+
+def test_the_conclusion_gives_the_optimum_or_says_that_there_is_none() -> None:
+    said = conclusion(fit(ladder(), resamples=20))
+    assert said.startswith("At 9e+14 FLOPs, ten times the largest run: ")
+    assert "100% of the resampled curves have an optimum" in said
+    flat = [Point(p.name, p.parameters, p.tokens, TRUTH(500_000, p.tokens)) for p in ladder()]
+    assert conclusion(fit(flat, resamples=5)).startswith("No optimum: the curve gains nothing from size or from tokens")
 
 
 def test_too_few_points_are_refused() -> None:

@@ -158,3 +158,39 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> 
         train(toy_config(tmp_path, "--steps=6", "--optimizer.learning_rate=0.5"), quiet)
     longer: TrainConfig = toy_config(tmp_path, "--steps=8", "--checkpoint.every_steps=2")
     assert train(longer, quiet).step == 8
+
+
+def test_a_run_on_real_shards_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mify.curation.documents import Document, write_documents
+    from mify.data.shards import write_shards
+    from mify.tokenizer import train_tokenizer
+    from mify.training import data
+
+    monkeypatch.setattr(run_state, "open_stream", data.open_stream)
+    texts = [f"def f{i}(a, b):\n    total = a * {i} + b\n    return total\n" * (1 + i % 5) for i in range(120)]
+    documents = [Document.create(t, "code", "Python", "MIT", "s", "r", str(i)) for i, t in enumerate(texts)]
+    tokenizer = train_tokenizer(texts, 400)
+    write_shards(documents[6:], tokenizer, tmp_path / "tokens")
+    write_documents(tmp_path / "held_out.parquet", documents[:6])
+    overrides = (
+        f"--data.sources.code.path={tmp_path / 'tokens'}", "--data.sources.code.weight=1", "--model.vocab_size=none",
+        "--model.preset=mify-tiny", "--data.context=64", f"--evaluation.held_out={tmp_path / 'held_out.parquet'}",
+        "--evaluation.every_steps=4", "--data.rows_per_step=4",
+    )  # fmt: skip
+    whole = train(toy_config(tmp_path / "whole", *overrides), quiet)
+    assert whole.ledger["code"]["tokens"] > 0
+    assert set(whole.held_out_bits_per_byte) == {"code"}
+
+    class Killed(BaseException):
+        """Stands for a SIGKILL: nothing in the trainer catches it."""
+
+    def die(step: int, steps: int, record: dict) -> None:
+        if step == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(toy_config(tmp_path / "cut", *overrides), die)
+    resumed = train(toy_config(tmp_path / "cut", *overrides), quiet)
+    assert resumed.ledger == whole.ledger
+    assert (resumed.checkpoint / "tokenizer.json").read_bytes() == (tmp_path / "tokens/tokenizer.json").read_bytes()
+    assert_equal_ends(whole.folder, resumed.folder, tmp_path)
