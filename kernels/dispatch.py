@@ -45,6 +45,15 @@ class Backend:
     refuses: Callable[[Device, torch.dtype, Shape], str]
 
 
+def triton_refuses(device: Device, dtype: torch.dtype, shape: Shape) -> str:
+    """Why a Triton kernel cannot take these tensors, or "": what all of them have in common."""
+    if dtype == torch.float64:
+        return "it has no float64"
+    if device.kind == "cuda" and device.capability < (8, 0):
+        return f"it is for compute capability 8.0 and above, this GPU has {'.'.join(map(str, device.capability))}"
+    return ""
+
+
 _BACKENDS: dict[str, tuple[Backend, ...]] = {}
 _last: dict[str, str] = {}
 _told: set[tuple[str, str]] = set()
@@ -134,6 +143,8 @@ def _describe(kind: str, index: int | None) -> Device:
         missing["cpu"] = "the extension mify._core is not built"
     if importlib.util.find_spec("triton") is None:
         missing["triton"] = "the package triton is not installed"
+    elif kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        missing["triton"] = "it needs a GPU, or TRITON_INTERPRET=1 to be run slowly in Triton's interpreter"
     if kind == "cuda":
         return Device("cuda", torch.cuda.get_device_capability(index), missing)
     return Device(kind, (0, 0), missing)

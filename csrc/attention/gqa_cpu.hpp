@@ -22,7 +22,7 @@ struct Heads {
 struct GqaProblem {
   Heads q, k, v;           // in
   Heads out;               // forward: out; backward: in
-  float* lse;              // (tokens, query_heads), natural logarithm; forward: out; backward: in
+  float* lse;              // (query_heads, tokens), natural logarithm; forward: out; backward: in
   Heads grad, dq, dk, dv;  // backward: in, then out
   const int32_t* bounds;   // (documents + 1)
   int64_t documents;

@@ -150,6 +150,7 @@ void forward(const GqaProblem& p, int64_t document, int kv_head, float* scratch)
   pack(p.v.at(start, kv_head), p.v.token_stride, length, dim, capacity, values);
   const float factor = p.scale * kLog2E;
   for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+    float* lse = p.lse + head * int64_t{p.bounds[p.documents]} + start;
     for (int64_t first = 0; first < length; first += kBlock) {
       const int64_t last = first + kBlock < length ? first + kBlock : length;
       const Range seen = visible(p, length, first, last);
@@ -181,7 +182,7 @@ void forward(const GqaProblem& p, int64_t document, int kv_head, float* scratch)
         }
         const float normalizer = sum(total[0] + total[1]);
         inverse[row - first] = 1.0f / normalizer;
-        p.lse[(start + row) * p.query_heads + head] = top * p.scale + std::log(normalizer);
+        lse[row] = top * p.scale + std::log(normalizer);
       }
       float* out = p.out.at(start + first, head);
       // Keys beyond `high` weigh zero; the depth ends at the last one seen.
@@ -216,6 +217,7 @@ void backward(const GqaProblem& p, int64_t document, int kv_head, float* scratch
     std::memset(p.dv.at(start + j, kv_head), 0, sizeof(float) * dim);
   }
   for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+    float* lse = p.lse + head * int64_t{p.bounds[p.documents]} + start;
     for (int64_t first = 0; first < length; first += kBlock) {
       const int64_t last = first + kBlock < length ? first + kBlock : length, rows = last - first;
       const Range seen = visible(p, length, first, last);
@@ -228,7 +230,7 @@ void backward(const GqaProblem& p, int64_t document, int kv_head, float* scratch
       for (int64_t row = first; row < last; ++row) {
         float* w = weights + (row - first) * stride;
         float* s = slopes + (row - first) * stride;
-        const Vec scale = splat(p.scale), shift = splat(p.lse[(start + row) * p.query_heads + head]);
+        const Vec scale = splat(p.scale), shift = splat(lse[row]);
         const Range own = visible(p, length, row, row + 1);
         for (int64_t j = 0; j < own.low - low; ++j) w[j] = -INFINITY, s[j] = 0.0f;
         for (int64_t j = own.high - low; j < width; ++j) w[j] = -INFINITY, s[j] = 0.0f;

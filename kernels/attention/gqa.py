@@ -29,9 +29,17 @@ def _sdpa_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.S
     return ""
 
 
+def _triton_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> str:
+    reason = dispatch.triton_refuses(device, dtype, shape)
+    if not reason and (shape["head_dim"] > 256 or shape["head_dim"] % 8):
+        return f"its head dimension must be a multiple of 8 up to 256, not {shape['head_dim']}"
+    return reason
+
+
 dispatch.register(
     "gqa",
     dispatch.Backend("cpu", gqa_cpu.refuses),
+    dispatch.Backend("triton", _triton_refuses),
     dispatch.Backend("sdpa", _sdpa_refuses),
     dispatch.Backend("ref", lambda *_: ""),
 )
@@ -54,6 +62,10 @@ def _op(
     backend = dispatch.resolve("gqa", impl, q, _shape(q, k, max_seqlen, window))
     if backend == "cpu":
         return gqa_cpu.forward(q, k, v, cu_seqlens, causal, window, scale)
+    if backend == "triton":
+        from . import gqa_triton
+
+        return gqa_triton.forward(q, k, v, cu_seqlens, causal, window, scale)
     if backend == "sdpa":
         return gqa_sdpa.forward(q, k, v, bounds, causal, scale)
     return gqa_ref.forward(q, k, v, bounds, causal, window, scale)
@@ -61,7 +73,7 @@ def _op(
 
 @_op.register_fake
 def _(q, k, v, cu_seqlens, max_seqlen, causal, window, scale, deterministic, impl):  # type: ignore[no-untyped-def]
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=_wide(q))
 
 
 @torch.library.custom_op("mify::gqa_attention_backward", mutates_args=())
@@ -84,6 +96,10 @@ def _backward_op(
     backend = dispatch.resolve("gqa", impl, q, _shape(q, k, max_seqlen, window))
     if backend == "cpu":
         return gqa_cpu.backward(grad, q, k, v, lse, cu_seqlens, causal, window, scale)
+    if backend == "triton":
+        from . import gqa_triton
+
+        return gqa_triton.backward(grad, q, k, v, out, lse, cu_seqlens, causal, window, scale, deterministic)
     if backend == "sdpa":
         return gqa_sdpa.backward(grad, q, k, v, out, lse, bounds, causal, scale)
     return gqa_ref.backward(grad, q, k, v, bounds, causal, window, scale)
@@ -109,6 +125,10 @@ def _autograd(ctx, grad, _grad_lse):  # type: ignore[no-untyped-def]
 
 
 _op.register_autograd(_autograd, setup_context=_setup)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _shape(q: Tensor, k: Tensor, max_seqlen: int, window: int) -> dict[str, int]:

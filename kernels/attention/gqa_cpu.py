@@ -29,7 +29,7 @@ def forward(
 
     q, k, v = cpu.dense(q, k, v)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty(q.shape[:2])
+    lse = q.new_empty((q.shape[1], q.shape[0]))
     bounds = cu_seqlens.contiguous()
     kernels.gqa_forward(
         cpu.heads(q), cpu.heads(k), cpu.heads(v), cpu.heads(out), lse.data_ptr(), bounds.data_ptr(),

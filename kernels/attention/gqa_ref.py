@@ -26,16 +26,16 @@ def forward(
         q: (T, Hq, D). k, v: (T, Hkv, D).
 
     Returns:
-        out (T, Hq, D) in the dtype of q and the normalizers (T, Hq) in fp32 (fp64 for fp64).
+        out (T, Hq, D) in the dtype of q and the normalizers (Hq, T) in fp32 (fp64 for fp64).
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
+    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.promote_types(q.dtype, torch.float32))
     for start, end in itertools.pairwise(bounds):
         if start == end:
             continue
         part = slice(start, end)
         scores = _scores(q[part], k[part], causal, window, scale)
-        lse[part] = torch.logsumexp(scores, -1).t()
+        lse[:, part] = torch.logsumexp(scores, -1)
         weights = torch.softmax(scores, -1).to(q.dtype)
         out[part] = (weights @ _heads_first(v[part], q.shape[1])).transpose(0, 1)
     return out, lse

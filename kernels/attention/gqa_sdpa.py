@@ -16,10 +16,10 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, bounds: list[int], causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """As `gqa_ref.forward`, without a window; the normalizers come as (T, Hq)."""
+    """As `gqa_ref.forward`, without a window."""
     q, k, v = _rows_dense(q, k, v)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
+    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.promote_types(q.dtype, torch.float32))
     for start, count, length in _runs(bounds):
         part = slice(start, start + count * length)
         o, l = _forward(
@@ -31,7 +31,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, bounds: list[int], causal: bool, sc
             scale=scale,
         )
         out[part] = o.transpose(1, 2).reshape(-1, *q.shape[1:])
-        lse[part] = l.transpose(1, 2).reshape(-1, q.shape[1])
+        lse[:, part] = l.transpose(0, 1).reshape(q.shape[1], -1)
     return out, lse
 
 
@@ -58,7 +58,7 @@ def backward(
             _expand(k[part], count, length, q.shape[1]),
             _expand(v[part], count, length, q.shape[1]),
             _batch(out[part], count, length),
-            lse[part].view(count, length, -1).transpose(1, 2),
+            lse[:, part].reshape(-1, count, length).transpose(0, 1).contiguous(),
             0.0,
             causal,
             scale=scale,

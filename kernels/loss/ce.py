@@ -14,15 +14,19 @@ from mify.kernels import checks, dispatch
 
 from . import ce_ref
 
-dispatch.register("ce", dispatch.Backend("ref", lambda *_: ""))
+dispatch.register("ce", dispatch.Backend("triton", dispatch.triton_refuses), dispatch.Backend("ref", lambda *_: ""))
 
 
 @torch.library.custom_op("mify::cross_entropy", mutates_args=())
 def _op(
     logits: Tensor, labels: Tensor, ignore_index: int, z_loss: float, smoothing: float, impl: str
 ) -> tuple[Tensor, Tensor]:
-    dispatch.resolve("ce", impl, logits, {"vocab": logits.shape[1]})
+    backend = dispatch.resolve("ce", impl, logits, {"vocab": logits.shape[1]})
     labelled = check_labels(labels, logits.shape[1], ignore_index)
+    if backend == "triton":
+        from . import ce_triton
+
+        return ce_triton.forward(logits, labels.contiguous(), ignore_index, z_loss, smoothing)
     loss, lse = ce_ref.forward(logits, labels.clamp(min=0), z_loss, smoothing)
     return loss * labelled, lse
 
@@ -44,7 +48,10 @@ def _backward_op(
     smoothing: float,
     impl: str,
 ) -> Tensor:
-    dispatch.resolve("ce", impl, logits, {"vocab": logits.shape[1]})
+    if dispatch.resolve("ce", impl, logits, {"vocab": logits.shape[1]}) == "triton":
+        from . import ce_triton
+
+        return ce_triton.backward(grad, logits, labels.contiguous(), ignore_index, z_loss, smoothing)
     grad = torch.where(labels != ignore_index, grad, 0)
     return ce_ref.backward(grad, logits, labels.clamp(min=0), lse, z_loss, smoothing)
 

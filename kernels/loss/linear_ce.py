@@ -7,6 +7,8 @@ are at hand, and scaled by the incoming gradient in the backward pass. See `ce` 
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,21 @@ from mify.kernels import checks, cpu, dispatch
 
 from . import ce, linear_ce_cpu, linear_ce_ref
 
-dispatch.register("linear_ce", dispatch.Backend("cpu", cpu.refuses), dispatch.Backend("ref", lambda *_: ""))
+dispatch.register(
+    "linear_ce",
+    dispatch.Backend("cpu", cpu.refuses),
+    dispatch.Backend("triton", dispatch.triton_refuses),
+    dispatch.Backend("ref", lambda *_: ""),
+)
+
+
+def _backend(impl: str, hidden: Tensor, weight: Tensor) -> ModuleType:
+    name = dispatch.resolve("linear_ce", impl, hidden, {"vocab": weight.shape[0], "size": weight.shape[1]})
+    if name == "triton":
+        from . import linear_ce_triton
+
+        return linear_ce_triton
+    return linear_ce_cpu if name == "cpu" else linear_ce_ref
 
 
 @torch.library.custom_op("mify::linear_cross_entropy", mutates_args=())
@@ -29,13 +45,13 @@ def _op(
     gradients: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shape = {"vocab": weight.shape[0], "size": weight.shape[1]}
-    backend = linear_ce_cpu if dispatch.resolve("linear_ce", impl, hidden, shape) == "cpu" else linear_ce_ref
     labelled = ce.check_labels(labels, weight.shape[0], ignore_index)
     index = labelled.nonzero().squeeze(1)
     whole = index.shape[0] == labels.shape[0]
     rows, targets = (hidden, labels) if whole else (hidden[index], labels[index])
-    loss, dhidden, dweight = backend.forward(rows, weight, targets, z_loss, smoothing, chunk, gradients)
+    loss, dhidden, dweight = _backend(impl, hidden, weight).forward(
+        rows, weight, targets, z_loss, smoothing, chunk, gradients
+    )
     if gradients and not whole:
         dhidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format).index_copy_(0, index, dhidden)
     count = torch.tensor(index.shape[0], device=hidden.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -9,13 +11,26 @@ from mify.kernels import checks, cpu, dispatch
 
 from . import glu_cpu, glu_ref
 
-dispatch.register("glu", dispatch.Backend("cpu", cpu.refuses), dispatch.Backend("ref", lambda *_: ""))
+dispatch.register(
+    "glu",
+    dispatch.Backend("cpu", cpu.refuses),
+    dispatch.Backend("triton", dispatch.triton_refuses),
+    dispatch.Backend("ref", lambda *_: ""),
+)
+
+
+def _backend(impl: str, gate: Tensor) -> ModuleType:
+    name = dispatch.resolve("glu", impl, gate, {"size": gate.shape[-1]})
+    if name == "triton":
+        from . import glu_triton
+
+        return glu_triton
+    return glu_cpu if name == "cpu" else glu_ref
 
 
 @torch.library.custom_op("mify::swiglu", mutates_args=())
 def _op(gate: Tensor, up: Tensor, impl: str) -> Tensor:
-    backend = dispatch.resolve("glu", impl, gate, {"size": gate.shape[-1]})
-    return (glu_cpu if backend == "cpu" else glu_ref).forward(gate, up)
+    return _backend(impl, gate).forward(gate, up)
 
 
 @_op.register_fake
@@ -25,8 +40,7 @@ def _(gate, up, impl):  # type: ignore[no-untyped-def]
 
 @torch.library.custom_op("mify::swiglu_backward", mutates_args=())
 def _backward_op(grad: Tensor, gate: Tensor, up: Tensor, impl: str) -> tuple[Tensor, Tensor]:
-    backend = dispatch.resolve("glu", impl, gate, {"size": gate.shape[-1]})
-    return (glu_cpu if backend == "cpu" else glu_ref).backward(grad, gate, up)
+    return _backend(impl, gate).backward(grad, gate, up)
 
 
 @_backward_op.register_fake

@@ -9,6 +9,8 @@ The mean, the reciprocal root and the products are fp32 (fp64 for fp64); y and t
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -21,18 +23,27 @@ def _cpu_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Sh
     return cpu.refuses(device, dtype, shape) or ("" if shape["weight_is_float32"] else "its weight must be float32")
 
 
-dispatch.register("norm", dispatch.Backend("cpu", _cpu_refuses), dispatch.Backend("ref", lambda *_: ""))
+dispatch.register(
+    "norm",
+    dispatch.Backend("cpu", _cpu_refuses),
+    dispatch.Backend("triton", dispatch.triton_refuses),
+    dispatch.Backend("ref", lambda *_: ""),
+)
 
 
-def _backend(impl: str, x: Tensor, weight: Tensor) -> str:
+def _backend(impl: str, x: Tensor, weight: Tensor) -> ModuleType:
     shape = {"size": x.shape[1], "weight_is_float32": weight.dtype == torch.float32}
-    return dispatch.resolve("norm", impl, x, shape)
+    name = dispatch.resolve("norm", impl, x, shape)
+    if name == "triton":
+        from . import norm_triton
+
+        return norm_triton
+    return norm_cpu if name == "cpu" else norm_ref
 
 
 @torch.library.custom_op("mify::rms_norm", mutates_args=())
 def _op(x: Tensor, weight: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor]:
-    backend = norm_cpu if _backend(impl, x, weight) == "cpu" else norm_ref
-    y, _, inverse = backend.forward(x, None, weight, eps)
+    y, _, inverse = _backend(impl, x, weight).forward(x, None, weight, eps)
     return y, inverse
 
 
@@ -43,9 +54,7 @@ def _(x, weight, eps, impl):  # type: ignore[no-untyped-def]
 
 @torch.library.custom_op("mify::add_rms_norm", mutates_args=())
 def _add_op(x: Tensor, residual: Tensor, weight: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor, Tensor]:
-    backend = norm_cpu if _backend(impl, x, weight) == "cpu" else norm_ref
-    y, total, inverse = backend.forward(x, residual, weight, eps)
-    assert total is not None
+    y, total, inverse = _backend(impl, x, weight).forward(x, residual, weight, eps)
     return y, total, inverse
 
 
@@ -59,8 +68,7 @@ def _(x, residual, weight, eps, impl):  # type: ignore[no-untyped-def]
 def _backward_op(
     grad: Tensor, grad_total: Tensor | None, x: Tensor, weight: Tensor, inverse: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
-    backend = norm_cpu if _backend(impl, x, weight) == "cpu" else norm_ref
-    return backend.backward(grad, grad_total, x, weight, inverse)
+    return _backend(impl, x, weight).backward(grad, grad_total, x, weight, inverse)
 
 
 @_backward_op.register_fake

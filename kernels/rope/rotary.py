@@ -13,7 +13,12 @@ from mify.kernels import checks, cpu, dispatch
 
 from . import rotary_cpu, rotary_ref
 
-dispatch.register("rope", dispatch.Backend("cpu", cpu.refuses), dispatch.Backend("ref", lambda *_: ""))
+dispatch.register(
+    "rope",
+    dispatch.Backend("cpu", cpu.refuses),
+    dispatch.Backend("triton", dispatch.triton_refuses),
+    dispatch.Backend("ref", lambda *_: ""),
+)
 
 
 def rope_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -25,7 +30,12 @@ def rope_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor,
 
 @torch.library.custom_op("mify::apply_rope", mutates_args=())
 def _op(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool, impl: str) -> tuple[Tensor, Tensor]:
-    if dispatch.resolve("rope", impl, q, {"head_dim": q.shape[-1]}) == "cpu":
+    backend = dispatch.resolve("rope", impl, q, {"head_dim": q.shape[-1]})
+    if backend == "triton":
+        from . import rotary_triton
+
+        return rotary_triton.rotate(q, k, cos, sin, inverse)
+    if backend == "cpu":
         cos, sin = cos.to(q.dtype).contiguous(), sin.to(q.dtype).contiguous()
         return rotary_cpu.rotate(q, cos, sin, inverse), rotary_cpu.rotate(k, cos, sin, inverse)
     sin = -sin if inverse else sin

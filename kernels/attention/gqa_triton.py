@@ -1,0 +1,204 @@
+"""Grouped-query attention over packed documents in Triton: launches of `gqa_triton_kernels`, tile sizes, edges."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from mify.kernels.ahead import LAUNCH, Case
+
+from . import gqa_triton_kernels as kernels
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A block of rows (queries) by columns (keys), and how it is run."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def launch(self) -> dict[str, Any]:
+        return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "num_warps": self.num_warps,
+                "num_stages": self.num_stages, **LAUNCH}  # fmt: skip
+
+
+# (kernel, head dimension up to) → tiles, for 2-byte dtypes: the first is used, the others are what tuning may try.
+# The first was chosen without a GPU: the largest that compiles for sm_90 without a spill. None is measured.
+_TILES = {
+    ("forward", 64): (Tiles(128, 128, 8, 3), Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 3)),
+    ("forward", 128): (Tiles(128, 64, 8, 3), Tiles(128, 128, 8, 2), Tiles(64, 64, 4, 3)),
+    ("forward", 256): (Tiles(64, 32, 4, 2),),
+    ("keys", 64): (Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 3)),
+    ("keys", 128): (Tiles(32, 128, 8, 3), Tiles(64, 128, 8, 2)),
+    ("keys", 256): (Tiles(32, 32, 4, 1),),
+    ("keys and dq", 64): (Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 3)),
+    ("keys and dq", 128): (Tiles(64, 64, 8, 2), Tiles(64, 128, 8, 2)),
+    ("keys and dq", 256): (Tiles(32, 32, 4, 1),),
+    ("queries", 64): (Tiles(128, 64, 8, 3), Tiles(128, 128, 8, 2)),
+    ("queries", 128): (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
+    ("queries", 256): (Tiles(32, 32, 4, 1),),
+}
+# fp32 has no tensor cores here and twice the bytes.
+_WIDE_TILES = Tiles(32, 32, 4, 1)
+
+
+def tiles(kernel: str, dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> tuple[Tiles, ...]:
+    """For "forward", "keys" (dk and dv), "keys and dq" or "queries" (dq): the tiles to use, then others to try."""
+    if dtype == torch.float32:
+        return (_WIDE_TILES,)
+    found = next(value for (name, limit), value in _TILES.items() if name == kernel and dim <= limit)
+    if capability < (9, 0):
+        # Ampere has 163 KiB of shared memory at most and no asynchronous matrix instructions: smaller, fewer stages.
+        return tuple(Tiles(min(t.block_m, 64), min(t.block_n, 64), 4, min(t.num_stages, 2)) for t in found)
+    return found
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, window: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """As `gqa_ref.forward`; cu_seqlens has been checked."""
+    q, k, v = _dense(q), _dense(k), _dense(v)
+    tokens, heads, _ = q.shape
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty((heads, tokens), dtype=torch.float32)
+    if tokens:
+        chosen = _tiles_for("forward", q)
+        kernels._forward_kernel[(triton.cdiv(tokens, chosen.block_m), heads)](
+            _blocks(q, chosen.block_m), _blocks(k, chosen.block_n), _blocks(v, chosen.block_n), out, lse,
+            *edges(cu_seqlens, tokens), tokens, window, scale * _LOG2E,
+            **_constants(q, k, causal, window), **chosen.launch,
+        )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    causal: bool,
+    window: int,
+    scale: float,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv). Not `deterministic`, dq is summed by fp32 atomics: 5 matrix products instead of 7."""
+    grad, q, k, v = grad.contiguous(), _dense(q), _dense(k), _dense(v)
+    tokens, heads, dim = q.shape
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    if not tokens:
+        return dq, dk, dv
+    delta = torch.empty_like(lse)
+    constants = _constants(q, k, causal, window)
+    kernels._delta_kernel[(triton.cdiv(tokens, 64), heads)](
+        grad, out, delta, tokens, HEADS=heads, DIM=dim, BLOCK_M=64, BLOCK_D=constants["BLOCK_D"], **LAUNCH
+    )
+    summed = None if deterministic else torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    bulk = summed is not None and q.is_cuda  # Triton's interpreter knows no reduction through a descriptor
+    reach = edges(cu_seqlens, tokens)
+    by_keys = _tiles_for("keys" if deterministic else "keys and dq", q)
+    kernels._key_kernel[(triton.cdiv(tokens, by_keys.block_n), k.shape[1])](
+        _blocks(q, by_keys.block_m), k, v, _blocks(grad, by_keys.block_m), lse, delta,
+        _blocks(summed, by_keys.block_m) if summed is not None and bulk else summed, dk, dv, *reach,
+        *k.stride()[:2], *v.stride()[:2], tokens, window, scale,
+        ADD_DQ=summed is not None, BULK=bulk, **constants, **by_keys.launch,
+    )  # fmt: skip
+    if summed is not None:
+        return summed.to(q.dtype), dk, dv
+    by_queries = _tiles_for("queries", q)
+    kernels._query_kernel[(triton.cdiv(tokens, by_queries.block_m), heads)](
+        _blocks(q, by_queries.block_m), _blocks(k, by_queries.block_n), _blocks(v, by_queries.block_n),
+        _blocks(grad, by_queries.block_m), lse, delta, dq, *reach, tokens, window, scale,
+        **constants, **by_queries.launch,
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+_LOG2E = 1.4426950408889634
+_edges: dict[int, tuple[weakref.ref[Tensor], int, tuple[Tensor, Tensor]]] = {}
+
+
+def edges(cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Where each token's document begins and ends, (T,) int32 each; remembered with cu_seqlens for the other layers."""
+    remember = not cu_seqlens.is_inference()
+    known = _edges.get(id(cu_seqlens)) if remember else None
+    if known is not None and known[0]() is cu_seqlens and known[1] == cu_seqlens._version:
+        return known[2]
+    token = torch.arange(tokens, dtype=torch.int32, device=cu_seqlens.device)
+    document = torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
+    found = cu_seqlens[:-1][document], cu_seqlens[1:][document]
+    if remember:
+        key = id(cu_seqlens)
+        _edges[key] = (weakref.ref(cu_seqlens, lambda _: _edges.pop(key, None)), cu_seqlens._version, found)
+    return found
+
+
+def _tiles_for(kernel: str, q: Tensor) -> Tiles:
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    return tiles(kernel, q.shape[2], q.dtype, capability)[0]
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x, copied where the tensor memory accelerator could not address it: 16-byte aligned rows, dense columns."""
+    good = x.stride(-1) == 1 and x.data_ptr() % 16 == 0
+    return x if good and all(s * x.element_size() % 16 == 0 and s > 0 for s in x.stride()[:2]) else x.contiguous()
+
+
+def _blocks(x: Tensor, rows: int) -> TensorDescriptor:
+    """Blocks of `rows` tokens of one head, the head dimension padded to a power of two by zeros."""
+    width = max(16, triton.next_power_of_2(x.shape[2]))
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, 1, width])
+
+
+def _constants(q: Tensor, k: Tensor, causal: bool, window: int) -> dict[str, Any]:
+    return {
+        "HEADS": q.shape[1],
+        "GROUP": q.shape[1] // k.shape[1],
+        "DIM": q.shape[2],
+        "BLOCK_D": max(16, triton.next_power_of_2(q.shape[2])),
+        "CAUSAL": causal,
+        "WINDOW": window > 0,
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+    }
+
+
+def cases(capability: int = 90) -> list[Case]:
+    """The shipped configurations, for compilation ahead: heads of mify-2.5b (128) and mify-tiny (64), bf16."""
+    found = []
+    common = {"lse_ptr": "*fp32", "start_ptr": "*i32", "end_ptr": "*i32", "tokens": "i32", "window": "i32"}
+    forward_only = {"out_ptr": "*bf16", "scale_log2": "fp32", **common}
+    slopes = {"delta_ptr": "*fp32", "scale": "fp32", **common}
+    of_keys = {"k_ptr": "*bf16", "v_ptr": "*bf16", "dk_ptr": "*bf16", "dv_ptr": "*bf16", "k_token": "i32*16",
+               "k_head": "i32*16", "v_token": "i32*16", "v_head": "i32*16", **slopes}  # fmt: skip
+    for dim, heads, group in ((128, 20, 5), (64, 4, 2)):
+        for window in (False, True):
+            constants = {"HEADS": heads, "GROUP": group, "DIM": dim, "BLOCK_D": dim, "CAUSAL": True,
+                         "WINDOW": window, "PRECISION": "tf32"}  # fmt: skip
+            for name, kernel, arguments, extra in (
+                ("forward", kernels._forward_kernel, forward_only, {}),
+                ("keys", kernels._key_kernel, of_keys, {"ADD_DQ": False, "BULK": False, "dq_sums": None}),
+                ("keys and dq", kernels._key_kernel, of_keys, {"ADD_DQ": True, "BULK": True}),
+                ("queries", kernels._query_kernel, {"dq_ptr": "*bf16", **slopes}, {}),
+            ):
+                chosen = tiles(name, dim, torch.bfloat16, divmod(capability, 10))[0]
+                rows, columns = (f"tensordesc<bf16[{n}, 1, {dim}]>" for n in (chosen.block_m, chosen.block_n))
+                sums = f"tensordesc<fp32[{chosen.block_m}, 1, {dim}]>"
+                blocks = {"q_tensor": rows, "grad_tensor": rows, "k_tensor": columns, "v_tensor": columns,
+                          "dq_sums": sums}  # fmt: skip
+                label = f"gqa {name} {dim}{' window' if window else ''}"
+                found.append(
+                    Case(label, kernel, {**arguments, **blocks}, {**constants, **extra, "BLOCK_M": chosen.block_m,
+                         "BLOCK_N": chosen.block_n}, chosen.num_warps, chosen.num_stages, uses_tensor_cores=True)
+                )  # fmt: skip
+    return found

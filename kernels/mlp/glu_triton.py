@@ -1,0 +1,126 @@
+# mypy: disable-error-code="no-untyped-def"
+"""SwiGLU in Triton: one read and one write of every tensor, in tiles of a few rows."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mify.kernels.ahead import LAUNCH, Case
+
+BLOCK_ROWS, BLOCK_COLUMNS = 4, 1024
+
+
+@triton.jit
+def _forward_kernel(
+    gate_ptr,  # (rows, size)
+    up_ptr,  # (rows, size)
+    y_ptr,  # (rows, size), dense
+    gate_row,
+    up_row,
+    rows,
+    size,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+    column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    inside = (row < rows) & (column < size)
+    gate = tl.load(gate_ptr + row * gate_row + column, mask=inside, other=0.0)
+    up = tl.load(up_ptr + row * up_row + column, mask=inside, other=0.0)
+    wide = gate.to(tl.float32)
+    y = wide * tl.sigmoid(wide) * up.to(tl.float32)
+    tl.store(y_ptr + row * size + column, y.to(gate.dtype), mask=inside)
+
+
+@triton.jit
+def _backward_kernel(
+    grad_ptr,  # (rows, size)
+    gate_ptr,  # (rows, size)
+    up_ptr,  # (rows, size)
+    dgate_ptr,  # (rows, size), dense
+    dup_ptr,  # (rows, size), dense
+    grad_row,
+    gate_row,
+    up_row,
+    rows,
+    size,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+    column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    inside = (row < rows) & (column < size)
+    grad = tl.load(grad_ptr + row * grad_row + column, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + row * gate_row + column, mask=inside, other=0.0)
+    up = tl.load(up_ptr + row * up_row + column, mask=inside, other=0.0).to(tl.float32)
+    wide = gate.to(tl.float32)
+    sigmoid = tl.sigmoid(wide)
+    silu = wide * sigmoid
+    dgate = grad * up * (sigmoid + silu * (1.0 - sigmoid))
+    tl.store(dgate_ptr + row * size + column, dgate.to(gate.dtype), mask=inside)
+    tl.store(dup_ptr + row * size + column, (grad * silu).to(gate.dtype), mask=inside)
+
+
+def _grid(x: Tensor) -> tuple[int, int]:
+    return triton.cdiv(x.shape[0], BLOCK_ROWS), triton.cdiv(x.shape[1], BLOCK_COLUMNS)
+
+
+def forward(gate: Tensor, up: Tensor) -> Tensor:
+    """As `glu_ref.forward`."""
+    gate, up = _dense(gate), _dense(up)
+    y = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    if gate.numel():
+        _forward_kernel[_grid(gate)](
+            gate, up, y, gate.stride(0), up.stride(0), *gate.shape, BLOCK_R=BLOCK_ROWS, BLOCK_C=BLOCK_COLUMNS, **LAUNCH
+        )
+    return y
+
+
+def backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """As `glu_ref.backward`."""
+    grad, gate, up = _dense(grad), _dense(gate), _dense(up)
+    dgate = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    dup = torch.empty_like(dgate)
+    if gate.numel():
+        _backward_kernel[_grid(gate)](
+            grad, gate, up, dgate, dup, grad.stride(0), gate.stride(0), up.stride(0), *gate.shape,
+            BLOCK_R=BLOCK_ROWS, BLOCK_C=BLOCK_COLUMNS, **LAUNCH,
+        )  # fmt: skip
+    return dgate, dup
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def cases() -> list[Case]:
+    """The shipped configurations, for compilation ahead."""
+    blocks = {"BLOCK_R": BLOCK_ROWS, "BLOCK_C": BLOCK_COLUMNS}
+    shape = {"rows": "i32", "size": "i32*16"}
+    rows = {"gate_row": "i32*16", "up_row": "i32*16"}
+    return [
+        Case(
+            "glu forward",
+            _forward_kernel,
+            {"gate_ptr": "*bf16", "up_ptr": "*bf16", "y_ptr": "*bf16", **rows, **shape},
+            blocks,
+        ),
+        Case(
+            "glu backward",
+            _backward_kernel,
+            {
+                "grad_ptr": "*bf16",
+                "gate_ptr": "*bf16",
+                "up_ptr": "*bf16",
+                "dgate_ptr": "*bf16",
+                "dup_ptr": "*bf16",
+                "grad_row": "i32*16",
+                **rows,
+                **shape,
+            },
+            blocks,
+        ),
+    ]

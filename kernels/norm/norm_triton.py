@@ -1,0 +1,188 @@
+# mypy: disable-error-code="no-untyped-def"
+"""RMSNorm in Triton, alone and on top of a residual: one read and one write of every tensor."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mify.kernels.ahead import LAUNCH, Case
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr,  # (rows, size)
+    residual_ptr,  # (rows, size)
+    total_ptr,  # (rows, size), dense
+    weight_ptr,  # (size,)
+    y_ptr,  # (rows, size), dense
+    inverse_ptr,  # (rows,) fp32
+    x_row,
+    residual_row,
+    size,
+    eps,
+    RESIDUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < size
+    x = tl.load(x_ptr + row * x_row + columns, mask=inside, other=0.0)
+    if RESIDUAL:
+        residual = tl.load(residual_ptr + row * residual_row + columns, mask=inside, other=0.0)
+        # Rounded as torch rounds the sum, so the norm sees what the stream keeps.
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+        tl.store(total_ptr + row * size + columns, x, mask=inside)
+    wide = x.to(tl.float32)
+    inverse = 1.0 / tl.sqrt(tl.sum(wide * wide, 0) / size + eps)
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + row * size + columns, (wide * inverse * weight).to(x.dtype), mask=inside)
+    tl.store(inverse_ptr + row, inverse)
+
+
+@triton.jit
+def _backward_kernel(
+    grad_ptr,  # (rows, size)
+    grad_total_ptr,  # (rows, size)
+    x_ptr,  # (rows, size): what was normed
+    weight_ptr,  # (size,)
+    inverse_ptr,  # (rows,) fp32
+    dx_ptr,  # (rows, size), dense
+    partial_ptr,  # (programs, size) fp32
+    grad_row,
+    grad_total_row,
+    x_row,
+    rows,
+    size,
+    TOTAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # Every program takes a fixed run of rows and writes one partial sum, so the weight's gradient has the same bits
+    # every time.
+    program = tl.program_id(0).to(tl.int64)  # and so are the rows: their offsets pass 2³¹
+    count = tl.cdiv(rows, tl.num_programs(0))
+    columns = tl.arange(0, BLOCK)
+    inside = columns < size
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    dweight = tl.zeros((BLOCK,), tl.float32)
+    for row in range(program * count, tl.minimum(program * count + count, rows)):
+        grad = tl.load(grad_ptr + row * grad_row + columns, mask=inside, other=0.0)
+        x = tl.load(x_ptr + row * x_row + columns, mask=inside, other=0.0).to(tl.float32)
+        inverse = tl.load(inverse_ptr + row)
+        normal = x * inverse
+        wide = grad.to(tl.float32)
+        dweight += wide * normal
+        scaled = wide * weight
+        dx = inverse * (scaled - normal * (tl.sum(scaled * normal, 0) / size))
+        if TOTAL:
+            besides = tl.load(grad_total_ptr + row * grad_total_row + columns, mask=inside, other=0.0)
+            dx += besides.to(tl.float32)
+        tl.store(dx_ptr + row * size + columns, dx.to(grad.dtype), mask=inside)
+    tl.store(partial_ptr + program * size + columns, dweight, mask=inside)
+
+
+def _warps(block: int) -> int:
+    # 16 bytes a thread and load, in a few loads: enough in flight for memory, few enough registers for four blocks.
+    return min(16, max(1, block // 512))
+
+
+def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor | None, Tensor]:
+    """As `norm_ref.forward`."""
+    x, weight = _dense(x), weight.contiguous()
+    rows, size = x.shape
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    inverse = x.new_empty((rows, 1), dtype=torch.float32)
+    total = None
+    if residual is not None:
+        residual = _dense(residual)
+        total = torch.empty_like(y)
+    if rows:
+        block = triton.next_power_of_2(size)
+        _forward_kernel[(rows,)](
+            x, residual, total, weight, y, inverse, x.stride(0), 0 if residual is None else residual.stride(0),
+            size, eps, RESIDUAL=residual is not None, BLOCK=block, num_warps=_warps(block), **LAUNCH,
+        )  # fmt: skip
+    return y, total, inverse
+
+
+def backward(
+    grad: Tensor, grad_total: Tensor | None, x: Tensor, weight: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `norm_ref.backward`."""
+    grad, x, dense_weight = _dense(grad), _dense(x), weight.contiguous()
+    rows, size = x.shape
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if not rows:
+        return dx, torch.zeros_like(weight)
+    if grad_total is not None:
+        grad_total = _dense(grad_total)
+    programs = min(rows, 4 * _processors(x.device))
+    partial = x.new_empty((programs, size), dtype=torch.float32)
+    block = triton.next_power_of_2(size)
+    _backward_kernel[(programs,)](
+        grad, grad_total, x, dense_weight, inverse, dx, partial,
+        grad.stride(0), 0 if grad_total is None else grad_total.stride(0), x.stride(0), rows, size,
+        TOTAL=grad_total is not None, BLOCK=block, num_warps=_warps(block), **LAUNCH,
+    )  # fmt: skip
+    return dx, partial.sum(0).to(weight.dtype)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def cases() -> list[Case]:
+    """The shipped configurations, for compilation ahead: the widths of the presets, in bf16."""
+    found = []
+    for size in (768, 1024, 2560):
+        block = triton.next_power_of_2(size)
+        for extra in (False, True):
+            found.append(
+                Case(
+                    f"norm forward {size}{' with residual' if extra else ''}",
+                    _forward_kernel,
+                    {
+                        "x_ptr": "*bf16",
+                        "residual_ptr": "*bf16",
+                        "total_ptr": "*bf16",
+                        "weight_ptr": "*bf16",
+                        "y_ptr": "*bf16",
+                        "inverse_ptr": "*fp32",
+                        "x_row": "i32*16",
+                        "residual_row": "i32*16",
+                        "size": "i32*16",
+                        "eps": "fp32",
+                    },
+                    {"RESIDUAL": extra, "BLOCK": block},
+                    num_warps=_warps(block),
+                )
+            )
+            found.append(
+                Case(
+                    f"norm backward {size}{' with residual' if extra else ''}",
+                    _backward_kernel,
+                    {
+                        "grad_ptr": "*bf16",
+                        "grad_total_ptr": "*bf16",
+                        "x_ptr": "*bf16",
+                        "weight_ptr": "*bf16",
+                        "inverse_ptr": "*fp32",
+                        "dx_ptr": "*bf16",
+                        "partial_ptr": "*fp32",
+                        "grad_row": "i32*16",
+                        "grad_total_row": "i32*16",
+                        "x_row": "i32*16",
+                        "rows": "i32",
+                        "size": "i32*16",
+                    },
+                    {"TOTAL": extra, "BLOCK": block},
+                    num_warps=_warps(block),
+                )
+            )
+    return found
