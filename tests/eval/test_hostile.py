@@ -93,7 +93,7 @@ def test_honest_programs(worker: Worker, form: Form) -> None:
 
 @pytest.mark.parametrize(("source", "status"), ENDS, ids=lambda value: None)
 def test_ends(worker: Worker, hasty: Worker, source: str, status: str) -> None:
-    # What ignores SIGXCPU is ended by the clock, or, later, by the kernel at the hard limit: here the clock comes first.
+    # What ignores SIGXCPU is ended by the clock, or later by the kernel's hard limit: here the clock comes first.
     verdict = judge(hasty if "sleep" in source or "SIG_IGN" in source else worker, source)
     assert verdict.status == status, verdict
 
