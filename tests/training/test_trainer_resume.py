@@ -55,16 +55,22 @@ def assert_equal_ends(first: Path, second: Path, scratch: Path) -> None:
 
 
 def start(folder: Path, *overrides: str, **environment: str) -> subprocess.Popen:
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"} | environment
     return subprocess.Popen([sys.executable, str(TOY), str(folder), *overrides], env=env)
 
 
-def wait_for_lines(path: Path, lines: int) -> None:
-    deadline = time.monotonic() + 60
+def wait_for_lines(process: subprocess.Popen, path: Path, lines: int) -> None:
+    """Returns when the run has written so many lines, or is over; one that stands still prints its stacks and fails."""
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if path.is_file() and path.read_bytes().count(b"\n") >= lines:
             return
+        if process.poll() is not None:
+            assert process.returncode == 0
+            return
         time.sleep(0.002)
+    process.send_signal(signal.SIGABRT)
+    process.wait()
     raise AssertionError(f"{path} never reached {lines} lines")
 
 
@@ -72,7 +78,7 @@ def kill_and_finish(folder: Path, kills: list[int], *overrides: str) -> None:
     """Starts the run, SIGKILLs it after so many lines of metrics (more each time), then lets it end."""
     for lines in kills:
         process = start(folder, *overrides)
-        wait_for_lines(folder / "toy" / "metrics.jsonl", lines)
+        wait_for_lines(process, folder / "toy" / "metrics.jsonl", lines)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert start(folder, *overrides).wait() == 0
@@ -96,7 +102,7 @@ def test_fifty_kills_at_random_moments(tmp_path: Path, asynchronous: str) -> Non
         process = start(folder, *overrides)
         metrics = folder / "toy" / "metrics.jsonl"
         lines = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
-        wait_for_lines(metrics, min(lines + 1, 399))
+        wait_for_lines(process, metrics, min(lines + 1, 399))
         time.sleep(rng.random() * 0.1)
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
