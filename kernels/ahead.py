@@ -64,26 +64,7 @@ def build(case: Case, capability: int = 90) -> Built:
     Raises:
         RuntimeError: Triton runs in its interpreter, where nothing is compiled.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    if not hasattr(case.kernel, "cache_key"):
-        raise RuntimeError("TRITON_INTERPRET is set: nothing can be compiled in this process")
-    names = list(case.kernel.arg_names)
-    signature, aligned = {}, {}
-    for name in names:
-        if name in case.constants:
-            signature[name] = "constexpr"
-            continue
-        kind = case.arguments[name]
-        multiple = kind.startswith("*") or kind.endswith("*16")
-        signature[name] = kind.removesuffix("*16")
-        if multiple:
-            aligned[(names.index(name),)] = [["tt.divisibility", 16]]
-    source = ASTSource(case.kernel, signature, dict(case.constants), aligned)
-    options = {**LAUNCH, "num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    compiled = _compile(case, capability)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(compiled.asm["cubin"])
@@ -98,6 +79,33 @@ def build(case: Case, capability: int = 90) -> Built:
     }
     registers, stack, local = (int(x) for x in found.groups())
     return Built(registers, stack, local, int(compiled.metadata.shared), instructions)
+
+
+def lowered(case: Case, capability: int = 90) -> str:
+    """Triton's intermediate code (TTIR) of `case`, whose index types can be looked at."""
+    return str(_compile(case, capability).asm["ttir"])
+
+
+def _compile(case: Case, capability: int) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if not hasattr(case.kernel, "cache_key"):
+        raise RuntimeError("TRITON_INTERPRET is set: nothing can be compiled in this process")
+    names = list(case.kernel.arg_names)
+    signature, aligned = {}, {}
+    for name in names:
+        if name in case.constants:
+            signature[name] = "constexpr"
+            continue
+        kind = case.arguments[name]
+        signature[name] = kind.removesuffix("*16")
+        if kind.startswith("*") or kind.endswith("*16"):
+            aligned[(names.index(name),)] = [["tt.divisibility", 16]]
+    source = ASTSource(case.kernel, signature, dict(case.constants), aligned)
+    options = {**LAUNCH, "num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def _run(tool: str, *arguments: str) -> str:
