@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mify.errors import MifyError
-
-from .typed_tree import build, canonical_json, flatten, merge, parse_overrides, to_plain, unknown_key
+from mify.typed_tree import build, canonical_json, flatten, merge, parse_overrides, to_plain, unknown_key
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -18,11 +18,11 @@ from mify.config import ModelConfig
 from mify.files import read_json
 from mify.hardware import cpu, gpu_spec, gpus
 from mify.kernels import cost
+from mify.typed_tree import flatten
 
 from .config import TrainConfig
 from .display import duration
 from .model import planned_shape
-from .typed_tree import flatten
 
 ASSUMED_MFU = 0.40
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mify.files import atomic_file, read_json
+from mify.typed_tree import flatten
 
 from .metrics import read_metrics
-from .typed_tree import flatten
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 220, 64, 28, 10
 STYLE = """

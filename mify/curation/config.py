@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 import tomllib
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from mify.curation.licenses import LicensePolicy
 from mify.curation.personal_data import PersonalDataRules
 from mify.curation.quality import QualityRules
 from mify.errors import MifyError
-
-T = TypeVar("T")
+from mify.typed_tree import build, to_plain
 
 
 @dataclass(frozen=True)
@@ -137,19 +133,15 @@ def load_config(path: Path) -> CurationConfig:
         raise MifyError(f"{path} cannot be read ({error.strerror})", "check the path given with --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MifyError(f"{path} is not valid TOML ({error})", "mend the line it names") from None
-    return config_from_dict(CurationConfig, values, str(path))
-
-
-def config_to_dict(config: Any) -> Any:
-    """The tree as nested dicts and lists of plain values."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {item.name: config_to_dict(getattr(config, item.name)) for item in dataclasses.fields(config)}
-    return list(config) if isinstance(config, tuple) else config
+    try:
+        return build(CurationConfig, values)
+    except MifyError as error:
+        raise MifyError(f"{path}: {error.problem}", error.remedy) from None
 
 
 def config_to_toml(config: CurationConfig) -> str:
     """The configuration as a TOML file that `load_config` reads back to an equal one."""
-    return "\n".join(_toml(config_to_dict(config), "")) + "\n"
+    return "\n".join(_toml(to_plain(config), "")) + "\n"
 
 
 def _toml(table: Mapping[str, Any], name: str) -> list[str]:
@@ -161,42 +153,3 @@ def _toml(table: Mapping[str, Any], name: str) -> list[str]:
         if isinstance(value, Mapping):
             lines += _toml(value, f"{name}.{key}" if name else key)
     return lines
-
-
-def config_from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """A dataclass of the tree from nested values.
-
-    Raises:
-        MifyError: as `load_config`.
-    """
-    hints = typing.get_type_hints(cls)
-    names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-            remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
-            raise MifyError(f"{where}: unknown key {key}", remedy)
-        arguments[key] = _value(hints[key], value, f"{where}: {key}")
-    return cls(**arguments)
-
-
-def _value(annotation: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(annotation):
-        if not isinstance(value, Mapping):
-            raise MifyError(f"{where} = {value!r} is no table", "write it as a [section]")
-        return config_from_dict(typing.cast(type, annotation), value, where)
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        if value not in arguments:
-            raise MifyError(f"{where} = {value!r} is not known", f"choose from {', '.join(map(str, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list) or not all(isinstance(item, arguments[0]) for item in value):
-            raise MifyError(f"{where} = {value!r} is no list of {arguments[0].__name__}", 'write it as ["a", "b"]')
-        return tuple(value)
-    if annotation is float and type(value) is int:
-        return float(value)
-    if type(value) is not annotation:
-        raise MifyError(f"{where} = {value!r} is of the wrong type", f"give a value of type {annotation.__name__}")
-    return value

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mify.curation import stages
-from mify.curation.config import CurationConfig, check_ranges, config_to_dict
+from mify.curation.config import CurationConfig, check_ranges
 from mify.curation.documents import Document, Rejected, write_documents, write_rejected
 from mify.curation.funnel import (
     Dropped,
@@ -38,6 +38,7 @@ from mify.curation.stages import Rejection, examine_all, reject
 from mify.curation.workers import chunks, workers
 from mify.errors import MifyError
 from mify.files import read_json, remove_leftovers, sha256_file, write_json
+from mify.typed_tree import to_plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -293,11 +294,11 @@ class _Run:
 
     def report(self) -> dict[str, Any]:
         """The whole report, after its totals were checked against what came in."""
-        settings = config_to_dict(self.config)
+        settings = to_plain(self.config)
         train = [item for item in self.items if not item.held_out]
         available = {
             domain: sum(item.document.num_bytes for item in train if item.document.domain == domain)
-            for domain in config_to_dict(self.config.mixture)
+            for domain in to_plain(self.config.mixture)
         }
         report = {
             "format": REPORT_FORMAT,
@@ -310,7 +311,7 @@ class _Run:
             "redactions": dict(sorted(self.redactions.items())),
             "decontamination": self.benchmarks,
             "near_duplicates": self.near_report,
-            "mixture": mixture(available, config_to_dict(self.config.mixture)),
+            "mixture": mixture(available, to_plain(self.config.mixture)),
         }
         reconcile(report, self.num_in, self.bytes_in)
         return report
