@@ -1,8 +1,9 @@
 """Which license a document is under, and whether the policy takes it.
 
-Found in this order: an `SPDX-License-Identifier` in the head of the file, the metadata of its package (expression,
-license field, classifiers), the text of a license file by its characteristic clauses. Judged by the categories of the
-ScanCode license database, which comes with `license-expression`.
+Found in this order: an `SPDX-License-Identifier` in the head of the file, the notice that its first comment holds, the
+metadata of its package (expression, license field, classifiers), the text of a license file against the SPDX texts
+(`mify.curation.license_texts`). Judged by the categories of the ScanCode license database, which comes with
+`license-expression`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mify.curation.languages import UNKNOWN, language_of
+from mify.curation.license_texts import own_license
 
 # An identifier counts where a line begins with it, comment signs aside, not where a program talks about identifiers.
 _HEADER = re.compile(r"^[ \t]*(?:[#/*;%!<.-]+|REM\b|dnl\b)?[-#*! \t]*SPDX-License-Identifier:[ \t]*([^\n]+)", re.M)
@@ -115,8 +117,8 @@ def metadata_license(
     if troves and all(name in _TROVE for name in troves):
         return normalise(" AND ".join(sorted({_TROVE[name] for name in troves})))
     for text in (field, *license_texts):
-        if licenses := fingerprint(text):
-            return licenses[0]
+        if (found_text := own_license(text)) is not None:
+            return found_text
     return UNKNOWN
 
 
@@ -161,54 +163,16 @@ _TROVE = {
     "Eclipse Public License 2.0 (EPL-2.0)": "EPL-2.0",
 }  # fmt: skip
 
-# What only this license says, in lower-case words with single spaces.
-_CLAUSES = {
-    "Apache-2.0": "apache license version 2 0 january 2004",
-    "MIT": "permission is hereby granted free of charge to any person obtaining a copy of this software and associated",
-    "ISC": "permission to use copy modify and or distribute this software for any purpose with or without fee is hereby"
-    " granted provided",
-    "PSF-2.0": "python software foundation license version 2",
-    "MPL-2.0": "mozilla public license version 2 0",
-    "AGPL-3.0-only": "gnu affero general public license version 3",
-    "LGPL-3.0-only": "gnu lesser general public license version 3",
-    "LGPL-2.1-only": "gnu lesser general public license version 2 1",
-    "GPL-3.0-only": "gnu general public license version 3 29 june 2007",
-    "GPL-2.0-only": "gnu general public license version 2 june 1991",
-    "Unlicense": "this is free and unencumbered software released into the public domain",
-    "Zlib": "in no event will the authors be held liable for any damages arising from the use of this software",
-    "BSL-1.0": "boost software license version 1 0",
-    "CC0-1.0": "cc0 1 0 universal",
-}
-_BSD = "redistribution and use in source and binary forms with or without modification are permitted provided"
-
-
-def fingerprint(text: str) -> list[str]:
-    """SPDX ids of the licenses whose characteristic clauses stand in a text, in the order in which they appear.
-
-    The first is the project's own by custom: what follows are licenses of bundled parts.
-    """
-    words = " ".join(re.findall(r"[a-z0-9]+", text.lower()))
-    found = [(place, name) for name, clause in _CLAUSES.items() if (place := words.find(clause)) >= 0]
-    if (place := words.find(_BSD)) >= 0:
-        terms = words[place : place + 1500]
-        if "all advertising materials" in terms:
-            found.append((place, "BSD-4-Clause"))
-        elif "neither the name" in terms or "names of its contributors" in terms or "may not be used to end" in terms:
-            found.append((place, "BSD-3-Clause"))
-        else:
-            found.append((place, "BSD-2-Clause"))
-    return [name for _, name in sorted(found)]
-
 
 def folder_license(folder: Path) -> str:
     """The license that a project's folder states in its license files, "unknown" where it states none."""
     for path in license_files(folder):
         try:
-            found = fingerprint(path.read_text(encoding="utf-8", errors="replace"))
+            found = own_license(path.read_text(encoding="utf-8", errors="replace"))
         except OSError:
             continue
-        if found:
-            return found[0]
+        if found is not None:
+            return found
     return UNKNOWN
 
 

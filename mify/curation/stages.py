@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mify.curation.config import CurationConfig
 from mify.curation.documents import Document, Rejected
 from mify.curation.languages import UNKNOWN, language_of
+from mify.curation.license_texts import notice_license
 from mify.curation.licenses import decide, header_license, is_vendored
 from mify.curation.personal_data import apply_rules
 from mify.curation.quality import content_problem, generated_marker, quality_finding
@@ -89,7 +90,8 @@ def examine_all(documents: list[Document], config: CurationConfig) -> list[Verdi
 
 
 def _license(document: Document, config: CurationConfig, changes: dict[str, str]) -> Rejection | None:
-    license = header_license(document.text) or document.license
+    # What a file says of itself goes before what its folder or package says of it.
+    license = header_license(document.text) or notice_license(document.text) or document.license
     if license != document.license:
         changes["license"] = license
     decision = decide(license, config.license)
