@@ -8,6 +8,7 @@ namespace py = pybind11;
 void bind_kernels(py::module_& m);
 void bind_minhash(py::module_& m);
 void bind_packing(py::module_& m);
+void bind_runs(py::module_& m);
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of mify: MinHash and near-duplicates, FIM and packing.";
@@ -27,6 +28,7 @@ PYBIND11_MODULE(_core, m) {
   bind_kernels(kernels);
   py::module_ minhash = m.def_submodule("minhash", "Shingles, signatures, LSH, clusters, decontamination.");
   bind_minhash(minhash);
+  bind_runs(minhash);
   py::module_ packing = m.def_submodule("packing", "Counter-based RNG, FIM plans, packing plans and the gather pass.");
   bind_packing(packing);
 }

@@ -23,14 +23,6 @@ struct Slot {
   uint32_t fill;  // next place in members, once the bucket has one
 };
 
-uint64_t band_key(const uint8_t* band, size_t bytes) {
-  uint64_t h = kS2;
-  size_t at = 0;
-  for (; at + 8 <= bytes; at += 8) h = mum(h ^ load64(band + at), kS1);
-  if (at < bytes) h = mum(h ^ load32(band + at), kS3);
-  return mum(h ^ kS0, kS2);
-}
-
 class BandBucketer {
  public:
   void run(const SignatureTable& table, size_t band, size_t rows_per_band, Buckets& out) {
@@ -88,6 +80,14 @@ class BandBucketer {
 };
 
 }  // namespace
+
+uint64_t band_key(const uint8_t* band, size_t bytes) {
+  uint64_t h = kS2;
+  size_t at = 0;
+  for (; at + 8 <= bytes; at += 8) h = mum(h ^ load64(band + at), kS1);
+  if (at < bytes) h = mum(h ^ load32(band + at), kS3);
+  return mum(h ^ kS0, kS2);
+}
 
 Buckets lsh_buckets(const SignatureTable& table, size_t num_bands, size_t rows_per_band, ThreadTeam& team) {
   std::vector<Buckets> bands(num_bands);

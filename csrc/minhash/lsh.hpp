@@ -20,6 +20,9 @@ struct SignatureTable {
   const uint8_t* row(size_t document) const { return values + document * num_perm * value_bytes; }
 };
 
+// The hash of one band of a signature.
+uint64_t band_key(const uint8_t* band, size_t bytes);
+
 // The buckets of two or more documents over all bands, each in ascending order: bucket i is
 // members[offsets[i]] … members[offsets[i + 1] - 1].
 struct Buckets {

@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "minhash/shingle_set.hpp"
+#include "minhash/verify.hpp"
 #include "text/mix.hpp"
 
 namespace mify {
@@ -17,15 +18,6 @@ namespace {
 // Documents decided together: their comparisons with documents kept before the block run in parallel.
 constexpr size_t kBlockDocuments = 1024;
 constexpr uint64_t kSampledPairs = 1000;
-
-template <class Value>
-size_t equal_values(const uint8_t* x, const uint8_t* y, size_t count) {
-  const Value* const a = reinterpret_cast<const Value*>(x);
-  const Value* const b = reinterpret_cast<const Value*>(y);
-  Value equal = 0;
-  for (size_t i = 0; i < count; ++i) equal += a[i] == b[i];
-  return static_cast<size_t>(equal);
-}
 
 struct Match {
   uint32_t kept;
@@ -140,9 +132,7 @@ class Star {
   }
 
   double similarity(Worker& worker, uint32_t document, uint32_t other) {
-    const size_t equal = table_.value_bytes == 8
-                             ? equal_values<uint64_t>(table_.row(document), table_.row(other), table_.num_perm)
-                             : equal_values<uint32_t>(table_.row(document), table_.row(other), table_.num_perm);
+    const size_t equal = equal_values(table_, document, table_, other);
     if (!config_.verify) return static_cast<double>(equal) / static_cast<double>(table_.num_perm);
     if (equal < config_.min_matches) return -1;
     ++worker.verified_pairs;

@@ -58,6 +58,45 @@ def greedy_star(
     seed: int,
     threads: int,
 ) -> dict[str, Any]: ...
+def band_runs(
+    signatures: NDArray[Any],
+    num_shingles: NDArray[np.uint64],
+    documents: NDArray[np.uint64],
+    num_bands: int,
+    rows_per_band: int,
+    threads: int,
+) -> NDArray[np.uint64]: ...
+
+class BucketPairs:
+    def __init__(self, entries: NDArray[np.uint64], bucket_cap: int) -> None: ...
+    def next(self, limit: int) -> NDArray[np.uint64]: ...
+    @property
+    def num_buckets(self) -> int: ...
+    @property
+    def capped(self) -> NDArray[np.uint64]: ...
+
+def similarities(
+    later_texts: Texts,
+    later_signatures: NDArray[Any],
+    earlier_texts: Texts,
+    earlier_signatures: NDArray[Any],
+    later: NDArray[np.uint64],
+    earlier: NDArray[np.uint64],
+    config: SignatureConfig,
+    *,
+    threshold: float,
+    verify: bool,
+    min_matches: int,
+    threads: int,
+) -> tuple[NDArray[np.float64], int]: ...
+
+class StarPass:
+    def __init__(self, num_documents: int) -> None: ...
+    def add(
+        self, later: NDArray[np.uint64], earlier: NDArray[np.uint64], jaccard: NDArray[np.float64]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]: ...
+    def clusters(self, begin: int, end: int) -> NDArray[np.uint64]: ...
+
 def jaccard(x: str | bytes, y: str | bytes, ngram: int, lowercase: bool) -> float: ...
 def sha1_prefix64(data: bytes) -> int: ...
 def xxh32(data: bytes) -> int: ...
