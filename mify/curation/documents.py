@@ -10,10 +10,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mify.curation.locations import Location, opened, stat
 from mify.errors import MifyError
 from mify.files import atomic_file
 
@@ -119,7 +121,7 @@ def write_rejected(path: str | os.PathLike[str], rejected: Iterable[Rejected]) -
     _write(path, REJECTED_FORMAT, REJECTED_FIELDS, rows, sizes, _rejected_row)
 
 
-def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
+def read_documents(path: Location | os.PathLike[str]) -> Iterator[Document]:
     """Documents in the order of their ids, a row group at a time.
 
     Raises:
@@ -129,13 +131,13 @@ def read_documents(path: str | os.PathLike[str]) -> Iterator[Document]:
         yield Document(*values)
 
 
-def read_rejected(path: str | os.PathLike[str]) -> Iterator[Rejected]:
+def read_rejected(path: Location | os.PathLike[str]) -> Iterator[Rejected]:
     """Rejected documents in the order of their ids. Errors as `read_documents`."""
     for values in _read(path, REJECTED_FORMAT, REJECTED_FIELDS):
         yield Rejected(Document(*values[: len(FIELDS)]), *values[len(FIELDS) :])
 
 
-def file_format(path: str | os.PathLike[str]) -> str:
+def file_format(path: Location | os.PathLike[str]) -> str:
     """The `mify.format` of a Parquet file, "" where it has none. Raises `MifyError` for what is not Parquet."""
     with _parquet(path) as file:
         metadata: Mapping[bytes, bytes] = file.schema_arrow.metadata or {}
@@ -187,21 +189,25 @@ def _row_groups(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, len(sizes)
 
 
-def _parquet(path: str | os.PathLike[str]) -> Any:
+@contextmanager
+def _parquet(path: Location | os.PathLike[str]) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not Path(path).is_file():
+    location = path if isinstance(path, str) else Path(path)
+    if stat(location) is None:
         raise MifyError(f"{path} does not exist", "check the path, or run the step that writes it (mify curate)")
-    try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise MifyError(
-            f"{path} is not a whole Parquet file ({error})", "it is damaged or of another kind: write it again"
-        ) from None
+    with opened(location) as source:
+        try:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise MifyError(
+                f"{path} is not a whole Parquet file ({error})", "it is damaged or of another kind: write it again"
+            ) from None
+        yield file
 
 
-def _read(path: str | os.PathLike[str], name: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def _read(path: Location | os.PathLike[str], name: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
     import pyarrow as pa
 
     with _parquet(path) as file:

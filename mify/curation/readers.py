@@ -7,6 +7,7 @@ and no file's content stops the run.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from mify.curation import documents
 from mify.curation.documents import DOMAINS, Document, Rejected
 from mify.curation.languages import UNKNOWN, domain_of, is_binary_name, language_of
 from mify.curation.licenses import folder_license, is_vendored, named_license
+from mify.curation.locations import Location, filename, is_url, list_files, opened, stat
 from mify.errors import MifyError
 
 STAGE = "read"
@@ -59,23 +61,103 @@ class Limits(NamedTuple):
 DEFAULT_LIMITS = Limits()
 
 
-def read_inputs(paths: Sequence[Path], limits: Limits = DEFAULT_LIMITS) -> Iterator[Document | Rejected]:
-    """The documents of all paths, one after the other.
+class Piece(NamedTuple):
+    """What is read at once: a table, a folder of files, or a single file.
+
+    Args:
+        location: where it lies.
+        kind: "table", "folder" or "file".
+        source: the name of the source that its documents get where they have none of their own.
+        num_bytes: as it lies there.
+        stamp: changes when the piece does.
+    """
+
+    location: Location
+    kind: str
+    source: str
+    num_bytes: int
+    stamp: str
+
+
+def list_pieces(paths: Sequence[Location]) -> list[Piece]:
+    """What there is to read, in a fixed order.
 
     Raises:
-        MifyError: a path does not exist or is neither folder nor regular file, or a table is damaged.
+        MifyError: a path does not exist or is neither folder nor regular file; a URL that is no table or holds none.
     """
+    pieces: list[Piece] = []
     for path in paths:
-        if path.is_dir():
-            tables = _table_folder(path)
-            for table in tables:
-                yield from _read_table(table, path.resolve().name, limits)
-            if not tables:
-                yield from read_folder(path, limits)
-        elif path.is_file():
-            yield from _read_file(path, limits)
+        if is_url(path):
+            tables = [str(path)] if str(path).endswith(_TABLES) else list_files(str(path))
+            source = filename(path)
+            if not tables or not all(table.endswith(_TABLES) for table in tables):
+                raise MifyError(
+                    f"{path} is neither a table nor a folder of nothing but tables",
+                    f"by URL give {', '.join(_TABLES[:4])} … files",
+                )
+            pieces += [_table_piece(table, source) for table in tables]
+        elif Path(path).is_dir():
+            folder = Path(path)
+            if found := _table_folder(folder):
+                pieces += [_table_piece(table, folder.resolve().name) for table in found]
+            else:
+                pieces.append(Piece(folder, "folder", "", *_folder_stamp(folder)))
+        elif Path(path).is_file() and Path(path).name.endswith(_TABLES):
+            pieces.append(_table_piece(Path(path), Path(path).name))
+        elif Path(path).is_file():
+            found_file = stat(Path(path))
+            pieces.append(Piece(Path(path), "file", "", found_file.num_bytes, found_file.stamp))  # type: ignore[union-attr]
         else:
             raise MifyError(f"{path} does not exist or is no regular file", "give folders, .jsonl or .parquet files")
+    return pieces
+
+
+def read_piece(piece: Piece, limits: Limits = DEFAULT_LIMITS) -> Iterator[Document | Rejected]:
+    """The documents of a piece.
+
+    Raises:
+        MifyError: a table is damaged.
+    """
+    if piece.kind == "table":
+        yield from _read_table(piece.location, piece.source, limits)
+    elif piece.kind == "folder":
+        yield from read_folder(Path(piece.location), limits)
+    else:
+        path = Path(piece.location)
+        name = path.resolve().parent.name or "root"
+        license = folder_license(path.resolve().parent)
+        place = _Place(name, name, "", _license_above(path.resolve().parent) if license == UNKNOWN else license)
+        yield _read_one(path, place, path.name, limits)
+
+
+def read_inputs(paths: Sequence[Location], limits: Limits = DEFAULT_LIMITS) -> Iterator[Document | Rejected]:
+    """The documents of all paths and URLs, one after the other. Raises as `list_pieces` and `read_piece`."""
+    for piece in list_pieces(paths):
+        yield from read_piece(piece, limits)
+
+
+def _table_piece(location: Location, source: str) -> Piece:
+    found = stat(location)
+    if found is None:
+        raise MifyError(f"{location} does not exist or is no regular file", "give folders, .jsonl or .parquet files")
+    return Piece(location, "table", source, found.num_bytes, found.stamp)
+
+
+def _folder_stamp(folder: Path) -> tuple[int, str]:
+    """The bytes of a folder's files, and a hash of their names, sizes and times."""
+    total, digest = 0, hashlib.sha256()
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
+        for name in sorted(files):
+            try:
+                status = os.lstat(os.path.join(root, name))
+            except OSError:
+                continue  # the reader will say why
+            total += status.st_size
+            digest.update(
+                os.fsencode(f"{os.path.relpath(root, folder)}/{name}\0{status.st_size} {status.st_mtime_ns}\n")
+            )
+    return total, digest.hexdigest()
 
 
 def decode(data: bytes) -> str | tuple[str, dict[str, Any]]:
@@ -180,18 +262,8 @@ def _table_folder(folder: Path) -> list[Path]:
     return entries if entries and all(path.is_file() and path.name.endswith(_TABLES) for path in entries) else []
 
 
-def _read_file(path: Path, limits: Limits) -> Iterator[Document | Rejected]:
-    if path.name.endswith(_TABLES):
-        yield from _read_table(path, path.name, limits)
-    else:
-        name = path.resolve().parent.name or "root"
-        license = folder_license(path.resolve().parent)
-        place = _Place(name, name, "", _license_above(path.resolve().parent) if license == UNKNOWN else license)
-        yield _read_one(path, place, path.name, limits)
-
-
-def _read_table(path: Path, source: str, limits: Limits) -> Iterator[Document | Rejected]:
-    if not path.name.endswith(".parquet"):
+def _read_table(path: Location, source: str, limits: Limits) -> Iterator[Document | Rejected]:
+    if not filename(path).endswith(".parquet"):
         yield from read_jsonl(path, source, limits)
         return
     form = documents.file_format(path)
@@ -203,16 +275,17 @@ def _read_table(path: Path, source: str, limits: Limits) -> Iterator[Document | 
         yield from read_parquet(path, source, limits)
 
 
-def read_jsonl(path: Path, source: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[Document | Rejected]:
+def read_jsonl(path: Location, source: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[Document | Rejected]:
     """JSON lines, one record each, plain, .gz or .zst.
 
     Raises:
         MifyError: the compressed file is damaged.
     """
-    place = _Place(source, path.name, "", UNKNOWN)
-    with _opened(path) as file:
+    name = filename(path)
+    place = _Place(source, name, "", UNKNOWN)
+    with _unpacked(path) as file:
         for number, line in enumerate(_lines(file, limits.max_line_bytes), start=1):
-            where = f"{path.name}:{number}"
+            where = f"{name}:{number}"
             if isinstance(line, int):
                 evidence = {"bytes": line, "limit": limits.max_line_bytes}
                 yield _reject(place, where, "too large", evidence)
@@ -230,7 +303,7 @@ def read_jsonl(path: Path, source: str, limits: Limits = DEFAULT_LIMITS) -> Iter
                 yield _reject(place, where, "not JSON", {"error": f"a {type(record).__name__}, not an object"})
 
 
-def read_parquet(path: Path, source: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[Document | Rejected]:
+def read_parquet(path: Location, source: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[Document | Rejected]:
     """Rows of a Parquet file with a column of text ("text", "content" or "code").
 
     Raises:
@@ -239,17 +312,18 @@ def read_parquet(path: Path, source: str, limits: Limits = DEFAULT_LIMITS) -> It
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    place = _Place(source, path.name, "", UNKNOWN)
+    name = filename(path)
+    place = _Place(source, name, "", UNKNOWN)
     try:
-        with pq.ParquetFile(path) as file:
-            known = [name for names in _COLUMNS.values() for name in names if name in file.schema_arrow.names]
-            if not any(name in known for name in _COLUMNS["text"]):
+        with opened(path) as source_file, pq.ParquetFile(source_file) as file:
+            known = [key for keys in _COLUMNS.values() for key in keys if key in file.schema_arrow.names]
+            if not any(column in known for column in _COLUMNS["text"]):
                 raise MifyError(f"{path} has no column of text", f"name it one of: {', '.join(_COLUMNS['text'])}")
             number = 0
             for batch in file.iter_batches(batch_size=256, columns=known):
                 for record in batch.to_pylist():
                     number += 1
-                    yield _of_record(record, place, f"{path.name}:{number}", limits)
+                    yield _of_record(record, place, f"{name}:{number}", limits)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise MifyError(f"{path} is damaged ({error})", "write or fetch it again") from None
 
@@ -307,19 +381,19 @@ def _license(value: Any) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _unpacked(path: Location) -> Iterator[BinaryIO]:
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
-                yield cast(BinaryIO, file)
-        elif path.suffix == ".zst":
-            import pyarrow as pa
+        with opened(path) as packed:
+            if filename(path).endswith(".gz"):
+                with gzip.open(packed, "rb") as file:
+                    yield cast(BinaryIO, file)
+            elif filename(path).endswith(".zst"):
+                import pyarrow as pa
 
-            with pa.input_stream(os.fspath(path), compression="zstd") as stream:
-                yield cast(BinaryIO, io.BufferedReader(stream))
-        else:
-            with open(path, "rb") as file:
-                yield file
+                with pa.input_stream(pa.PythonFile(packed, mode="r"), compression="zstd") as stream:
+                    yield cast(BinaryIO, io.BufferedReader(stream))
+            else:
+                yield packed
     except (OSError, EOFError, zlib.error) as error:
         raise MifyError(f"{path} could not be read to its end ({error})", "write or fetch it again") from None
 
