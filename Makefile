@@ -51,7 +51,7 @@ $(VENV)/.demo: $(VENV)/.torch $(BUILD) requirements/nodeps.txt
 	$(PIP) --no-deps -r requirements/nodeps.txt
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.torch $(BUILD) requirements/nodeps.txt
+$(VENV)/.dev: $(VENV)/.torch $(BUILD) requirements/nodeps.txt requirements/nodeps-rivals.txt
 	$(PIP) -e '.[demo,triton,rivals,dev]'
-	$(PIP) --no-deps -r requirements/nodeps.txt
+	$(PIP) --no-deps -r requirements/nodeps.txt -r requirements/nodeps-rivals.txt
 	touch $(VENV)/.demo $@

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from mify.curation.licenses import LicensePolicy
 from mify.curation.personal_data import PersonalDataRules
 from mify.curation.quality import QualityRules
+from mify.curation.syntax import SyntaxRules
 from mify.errors import MifyError
 from mify.typed_tree import build, to_plain
 
@@ -22,10 +23,12 @@ class LanguageRules:
 
     Args:
         allow: names as in `mify.curation.languages`; empty: all that are known.
-        unknown: whether a document whose language neither its name nor its first line tells is rejected or accepted.
+        by_content: whether the content is asked where neither name nor first line tells (`language_guess`).
+        unknown: whether a document whose language nothing tells is rejected or accepted.
     """
 
     allow: tuple[str, ...] = ()
+    by_content: bool = True
     unknown: Literal["reject", "accept"] = "reject"
 
 
@@ -93,6 +96,7 @@ class CurationConfig:
     language: LanguageRules = field(default_factory=LanguageRules)
     reject_generated: bool = True
     quality: QualityRules = field(default_factory=QualityRules)
+    syntax: SyntaxRules = field(default_factory=SyntaxRules)
     personal_data: PersonalDataRules = field(default_factory=PersonalDataRules)
     decontamination: DecontaminationRules = field(default_factory=DecontaminationRules)
     near_duplicates: NearDuplicateRules = field(default_factory=NearDuplicateRules)
@@ -102,7 +106,7 @@ class CurationConfig:
 
 def check_ranges(config: CurationConfig) -> None:
     """Raises `MifyError` for a value that no run can mean, naming the key."""
-    near, mixture, guard = config.near_duplicates, config.mixture, config.guard
+    near, mixture, guard, syntax = config.near_duplicates, config.mixture, config.guard, config.syntax
     for name, value, fits, wanted in (
         (
             "near_duplicates.jaccard_threshold",
@@ -110,6 +114,7 @@ def check_ranges(config: CurationConfig) -> None:
             0 < near.jaccard_threshold <= 1,
             "above 0, up to 1",
         ),
+        ("syntax.max_error_fraction", syntax.max_error_fraction, 0 <= syntax.max_error_fraction <= 1, "from 0 to 1"),
         ("near_duplicates.num_perm", near.num_perm, 2 <= near.num_perm <= 4096, "from 2 to 4096"),
         ("near_duplicates.ngram", near.ngram, near.ngram >= 1, "at least 1"),
         ("decontamination.ngram", config.decontamination.ngram, config.decontamination.ngram >= 1, "at least 1"),

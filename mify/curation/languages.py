@@ -1,6 +1,7 @@
 """The language of a file, by its name first and by its first line where the name says nothing.
 
-`identify` knows the names; this module turns its tags into one language per file and says which domain that is.
+`identify` knows the names, and pygments those that it does not; this module turns their tags into one language per
+file and says which domain that is. What only the content tells is asked in `mify.curation.language_guess`.
 Languages are named as in `mify.special_tokens.LANGUAGES`, wherever they have a token there.
 """
 
@@ -11,7 +12,7 @@ import functools
 UNKNOWN = "unknown"
 
 # Tag of `identify` → language, the most specific first: a notebook is tagged json as well, a Vue file html.
-_TAGS = {
+LANGUAGE_OF_TAG = {
     "python": "python", "python3": "python", "pyi": "python", "cython": "cython", "cuda": "cuda", "c": "c",
     "c++": "cpp", "objective-c": "objective-c", "c#": "csharp", "java": "java", "kotlin": "kotlin", "scala": "scala",
     "groovy": "groovy", "clojure": "clojure", "vue": "vue", "svelte": "svelte", "jsx": "javascript",
@@ -73,7 +74,12 @@ def _of_name(name: str) -> str:
 
     dot = name.rfind(".")
     suffix = name[dot:].lower() if dot > 0 else ""
-    return _SUFFIXES.get(suffix) or _of_tags(identify.tags_from_filename(name))
+    language = _SUFFIXES.get(suffix) or _of_tags(identify.tags_from_filename(name))
+    if language == UNKNOWN and not identify.tags_from_filename(name) & {"binary", "image"}:
+        from mify.curation.language_guess import language_by_name
+
+        return language_by_name(name) or UNKNOWN
+    return language
 
 
 def _of_shebang(line: str) -> str:
@@ -86,4 +92,4 @@ def _of_shebang(line: str) -> str:
 
 
 def _of_tags(tags: set[str]) -> str:
-    return next((language for tag, language in _TAGS.items() if tag in tags), UNKNOWN)
+    return next((language for tag, language in LANGUAGE_OF_TAG.items() if tag in tags), UNKNOWN)

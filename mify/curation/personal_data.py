@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from mify.curation.extras import Use, found
 from mify.curation.quality import syntax_problem
 
 Action = Literal["redact", "drop", "keep"]
@@ -29,12 +30,20 @@ class PersonalDataRules:
         key: keys, tokens and passwords; replaced by <KEY>.
         private_key: PEM blocks of private keys; replaced by <KEY>.
         ip_address: public IPv4 addresses; replaced by <IP_ADDRESS>. Kept by default: 8.4.1.2 may be a version.
+        detect_secrets: whether the package detect-secrets is asked about lines on which a pattern hits: it knows the
+            keys of more services, and what only looks like one (`mify.curation.known_secrets`).
     """
 
     email: Action = "redact"
     key: Action = "redact"
     private_key: Action = "redact"
     ip_address: Action = "keep"
+    detect_secrets: Use = "installed"
+
+    @property
+    def asks_detect_secrets(self) -> bool:
+        """Whether it is asked here."""
+        return self.key != "keep" and self.detect_secrets != "off" and found("detect_secrets")
 
 
 class Match(NamedTuple):
@@ -165,12 +174,18 @@ _IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])")
 KINDS = ("private_key", "key", "email", "ip_address")
 
 
-def find_personal_data(text: str, kinds: Sequence[str] = KINDS) -> list[Match]:
-    """All places of the given kinds, in their order, none inside another."""
+def find_personal_data(text: str, kinds: Sequence[str] = KINDS, detect_secrets: bool = False) -> list[Match]:
+    """All places of the given kinds, in their order, none inside another. `detect_secrets`: ask it about keys, too."""
     finders = {"private_key": _private_keys, "key": _keys, "email": _emails, "ip_address": _addresses}
     matches = [match for kind in kinds for match in finders[kind](text)]
+    if detect_secrets and "key" in kinds:
+        from mify.curation.known_secrets import find_secrets, looks_harmless
+
+        matches = [item for item in matches if item.kind != "key" or not looks_harmless(text[item.start : item.end])]
+        matches += [Match("key", start, end) for start, end in find_secrets(text)]
     taken: list[Match] = []
-    for match in sorted(matches, key=lambda match: (match.start, -match.end)):
+    # Of two that begin at one place the graver: "jane:PASSWORD@host" holds a key, not an address.
+    for match in sorted(matches, key=lambda match: (match.start, KINDS.index(match.kind), -match.end)):
         if not taken or match.start >= taken[-1].end:
             taken.append(match)
     return taken
@@ -181,15 +196,16 @@ def apply_rules(text: str, language: str, rules: PersonalDataRules) -> tuple[str
 
     Python that parsed still parses: where a placeholder would break it, only strings and comments are redacted.
     """
-    found = find_personal_data(text, [kind for kind in KINDS if getattr(rules, kind) != "keep"])
-    dropped = next((match for match in found if getattr(rules, match.kind) == "drop"), None)
-    if dropped is not None or not found:
+    kinds = [kind for kind in KINDS if getattr(rules, kind) != "keep"]
+    matches = find_personal_data(text, kinds, rules.asks_detect_secrets)
+    dropped = next((match for match in matches if getattr(rules, match.kind) == "drop"), None)
+    if dropped is not None or not matches:
         return text, Counter(), dropped
-    redacted = _replace(text, found)
+    redacted = _replace(text, matches)
     if language == "python" and syntax_problem(redacted) is not None and syntax_problem(text) is None:
-        found = _in_strings_and_comments(text, found)
-        redacted = _replace(text, found)
-    return redacted, Counter(match.kind for match in found), None
+        matches = _in_strings_and_comments(text, matches)
+        redacted = _replace(text, matches)
+    return redacted, Counter(match.kind for match in matches), None
 
 
 def _replace(text: str, matches: list[Match]) -> str:

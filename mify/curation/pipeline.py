@@ -1,7 +1,7 @@
 """Curation from documents to a corpus: every stage in its order, every rejected document kept beside with its reason.
 
-    read → license → language → generated → quality → personal data → exact duplicates → decontamination
-         → near duplicates → mixture
+    read → license → language → generated → quality → syntax → personal data → exact duplicates
+         → decontamination → near duplicates → mixture
 
 Same documents and configuration give the same files, byte for byte, whatever the number of workers.
 """
@@ -20,9 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mify.curation import stages
+from mify.curation import stages, syntax
 from mify.curation.config import CurationConfig, check_ranges
 from mify.curation.documents import Document, Rejected, write_documents, write_rejected
+from mify.curation.extras import require, versions
 from mify.curation.funnel import (
     Dropped,
     Item,
@@ -33,6 +34,7 @@ from mify.curation.funnel import (
     guard_sources,
     reconcile,
 )
+from mify.curation.languages import MARKUP_AND_DATA
 from mify.curation.mixture import mixture
 from mify.curation.stages import Rejection, examine_all, reject
 from mify.curation.workers import chunks, workers
@@ -126,6 +128,8 @@ def curate(
         MifyError: a value out of range, a foreign folder, no documents, a source that lost too much, a full disk.
     """
     check_ranges(config)
+    require("syntax.tree_sitter", config.syntax.tree_sitter, syntax.modules(config.syntax))
+    require("personal_data.detect_secrets", config.personal_data.detect_secrets, ("detect_secrets",))
     out = Path(out)
     if not dry_run:
         check_folder(out)
@@ -309,6 +313,7 @@ class _Run:
             "train": _composition(train),
             "held_out": _composition([item for item in self.items if item.held_out]),
             "redactions": dict(sorted(self.redactions.items())),
+            "tools": _tools(self.config, self.items),
             "decontamination": self.benchmarks,
             "near_duplicates": self.near_report,
             "mixture": mixture(available, to_plain(self.config.mixture)),
@@ -353,6 +358,24 @@ def _overlap(spans: Sequence[Span]) -> Rejection:
         for span in spans[:_SHOWN_SPANS]
     ]
     return Rejection(stages.DECONTAMINATION, f"overlaps {spans[0].benchmark}", {"spans": shown, "count": len(spans)})
+
+
+def _tools(config: CurationConfig, items: Sequence[Item]) -> dict[str, Any]:
+    """Which optional packages judged, and the kept documents of code whose syntax none did."""
+    checked = ["python", *syntax.checked_languages(config.syntax)]
+    unchecked = Counter(
+        item.document.language
+        for item in items
+        if item.document.domain == "code" and item.document.language not in (*checked, *MARKUP_AND_DATA)
+    )
+    modules = {*syntax.modules(config.syntax)} | (
+        {"detect_secrets"} if config.personal_data.asks_detect_secrets else set()
+    )
+    return {
+        "syntax": {"checked": checked, "unchecked": dict(sorted(unchecked.items()))},
+        "detect_secrets": config.personal_data.asks_detect_secrets,
+        "versions": versions(modules),
+    }
 
 
 def _composition(items: Sequence[Item]) -> dict[str, Any]:

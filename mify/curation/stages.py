@@ -1,4 +1,5 @@
-"""The stages that look at one document at a time: license, language, generated code, quality, personal data.
+"""The stages that look at one document at a time: license, language, generated code, quality, syntax, personal
+data.
 
 They run in this order and stop at the first that rejects. They share nothing between documents, so they run in as
 many processes as there are, with the same result.
@@ -11,24 +12,28 @@ from typing import Any, NamedTuple
 
 from mify.curation.config import CurationConfig
 from mify.curation.documents import Document, Rejected
-from mify.curation.languages import UNKNOWN, language_of
+from mify.curation.language_guess import language_by_content
+from mify.curation.languages import UNKNOWN, domain_of, language_of
 from mify.curation.license_texts import notice_license
 from mify.curation.licenses import decide, header_license, is_vendored
 from mify.curation.personal_data import apply_rules
 from mify.curation.quality import content_problem, generated_marker, quality_finding
+from mify.curation.syntax import syntax_finding
 
 READ = "read"
 LICENSE = "license"
 LANGUAGE = "language"
 GENERATED = "generated"
 QUALITY = "quality"
+SYNTAX = "syntax"
 PERSONAL_DATA = "personal data"
 EXACT_DUPLICATES = "exact duplicates"
 DECONTAMINATION = "decontamination"
 NEAR_DUPLICATES = "near duplicates"
 # Decontamination comes before near-duplicates: so what a near-duplicate is removed for is a document that stays.
 STAGES = (
-    READ, LICENSE, LANGUAGE, GENERATED, QUALITY, PERSONAL_DATA, EXACT_DUPLICATES, DECONTAMINATION, NEAR_DUPLICATES
+    READ, LICENSE, LANGUAGE, GENERATED, QUALITY, SYNTAX, PERSONAL_DATA, EXACT_DUPLICATES, DECONTAMINATION,
+    NEAR_DUPLICATES,
 )  # fmt: skip
 
 
@@ -46,7 +51,7 @@ class Verdict:
 
     Args:
         rejection: why it is dropped, None where it passes.
-        changes: fields that a stage corrected: license, language, text (redacted).
+        changes: fields that a stage corrected: license, language, domain, text (redacted).
         redactions: number of redacted places by kind.
     """
 
@@ -74,6 +79,8 @@ def examine(document: Document, config: CurationConfig) -> Verdict:
         return Verdict(Rejection(GENERATED, "generated marker", {"marker": marker}), changes)
     if (finding := quality_finding(document.text, language, config.quality)) is not None:
         return Verdict(Rejection(QUALITY, finding.rule, {"value": finding.value, "limit": finding.limit}), changes)
+    if (finding := syntax_finding(document.text, language, config.syntax)) is not None:
+        return Verdict(Rejection(SYNTAX, finding.rule, {"value": finding.value, "limit": finding.limit}), changes)
     text, redactions, dropped = apply_rules(document.text, language, config.personal_data)
     if dropped is not None:
         # The evidence names the place, never the secret itself.
@@ -106,8 +113,15 @@ def _license(document: Document, config: CurationConfig, changes: dict[str, str]
 
 def _language(document: Document, config: CurationConfig, changes: dict[str, str]) -> Rejection | None:
     language = document.language
-    if language == UNKNOWN and (found := language_of(document.path, document.text)) != UNKNOWN:
-        language = changes["language"] = found
+    if language == UNKNOWN:
+        found: str | None = language_of(document.path, document.text)
+        if found == UNKNOWN and config.language.by_content:
+            found = language_by_content(document.text)
+        if found not in (None, UNKNOWN):
+            language = changes["language"] = found
+            # "code" is what a reader says of a document whose language it does not know.
+            if document.domain == "code":
+                changes["domain"] = domain_of(language)
     if language == UNKNOWN and config.language.unknown == "reject":
         return Rejection(LANGUAGE, "unknown language", {"path": document.path})
     if config.language.allow and language not in config.language.allow:
