@@ -5,6 +5,7 @@
 
 namespace py = pybind11;
 
+void bind_fim_pack(py::module_& m);
 void bind_kernels(py::module_& m);
 void bind_minhash(py::module_& m);
 void bind_packing(py::module_& m);
@@ -26,6 +27,7 @@ PYBIND11_MODULE(_core, m) {
       "The instruction sets that run-time dispatch will use on this CPU.");
   py::module_ kernels = m.def_submodule("kernels", "The CPU kernels, over raw pointers: see mify.kernels.");
   bind_kernels(kernels);
+  bind_fim_pack(kernels);
   py::module_ minhash = m.def_submodule("minhash", "Shingles, signatures, LSH, clusters, decontamination.");
   bind_minhash(minhash);
   bind_runs(minhash);

@@ -9,6 +9,8 @@
 
 namespace py = pybind11;
 
+void bind_fim_pack(py::module_& m);
+
 namespace {
 
 using Address = uintptr_t;
@@ -149,4 +151,5 @@ PYBIND11_MODULE(_cuda, m) {
       "Dynamic shared memory of the kernel for these figures, in bytes; 0 where there is none. Asks no device.");
   m.def("gqa_decode_info", &gqa_decode_info, py::arg("head_dim"), py::arg("kv_type"), py::arg("group"),
         "Registers, local bytes, shared bytes and threads of the kernel for these figures, on the current device.");
+  bind_fim_pack(m);
 }
