@@ -37,8 +37,18 @@ format: $(VENV)/.dev  ## rewrite the files as `make lint` wants them
 bench: $(VENV)/.dev  ## every benchmark suite that this machine can run
 	$(BIN)/mify bench all
 
-clean:  ## the virtual environment and what was built
-	rm -rf $(VENV) build dist
+# Rivals whose pins conflict with ours live in environments of their own, one for each list under requirements/rivals.
+RIVALS := $(patsubst requirements/rivals/%.txt,.rivals/%/.done,$(wildcard requirements/rivals/*.txt))
+
+rivals: $(RIVALS)  ## environments of the rivals that cannot live beside mify, for `mify bench`
+
+.rivals/%/.done: requirements/rivals/%.txt
+	test -x .rivals/$*/bin/python || $(PYTHON) -m venv .rivals/$*
+	.rivals/$*/bin/pip install --disable-pip-version-check --quiet --no-deps -r $<
+	touch $@
+
+clean:  ## the virtual environments and what was built
+	rm -rf $(VENV) .rivals build dist
 
 # torch comes first and alone: a looser requirement that is resolved before it would fetch another build of it.
 $(VENV)/.torch: constraints.txt

@@ -271,7 +271,7 @@ def _near_dedup_files(bench: Bench, case: str) -> None:
                 theirs.append(rivals.child_cpu_seconds(command))
     bench.row(case, "time", min(ours), "s", note=f"{corpus.name}; whole processes, their start included")
     if python is None:
-        bench.missing(case, metric, "s", "text-dedup has no environment under MIFY_RIVALS")
+        bench.missing(case, metric, "s", "text-dedup has no environment: make rivals")
     else:
         bench.row(case, metric, min(ours), "s", rival="text-dedup", rival_value=min(theirs))
 

@@ -107,8 +107,8 @@ def _joined(count: int, candidates: Any) -> list[int]:
 
 
 def environment_python(name: str) -> Path | None:
-    """The interpreter of a rival that cannot live beside us: $MIFY_RIVALS/NAME or ~/.cache/mify/rivals/NAME."""
-    root = Path(os.environ.get("MIFY_RIVALS", Path.home() / ".cache" / "mify" / "rivals"))
+    """The interpreter of a rival that cannot live beside us: in $MIFY_RIVALS, or in .rivals where `make rivals` ran."""
+    root = Path(os.environ.get("MIFY_RIVALS", Path(__file__).resolve().parent.parent / ".rivals"))
     python = root / name / "bin" / "python"
     return python if python.is_file() else None
 
