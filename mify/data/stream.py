@@ -7,6 +7,7 @@ dealt out to sources by largest deficit of tokens, in integers. Every rank plans
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -14,6 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mify._core import packing
@@ -23,10 +26,13 @@ from mify.data.philox import Purpose
 from mify.data.plan import PlanConfig, PlanCounts, WindowPlan, plan_window
 from mify.data.rows import Loss, PackedRows, concatenate, make_rows, padding_rows
 from mify.data.shards import TokenShards
+from mify.data.spans import PackedSpans, concatenate_spans, make_spans, padding_spans
 from mify.errors import MifyError
 from mify.tokenizer import Tokenizer
 
 __all__ = ["FimConfig", "Source", "TokenStream"]
+
+log = logging.getLogger("mify.data")
 
 STATE_FORMAT = "token-stream"
 STATE_VERSION = 1
@@ -65,6 +71,12 @@ class _Feed:
     plan: WindowPlan | None = None
     bin_tokens: list[int] = field(default_factory=list)
     planned: tuple[int, int] = (-1, -1)
+    base: int = 0
+    """Number of its first token among those of all sources."""
+
+
+_Row = tuple[_Feed, WindowPlan, int]
+"""A source, the plan of its window, a bin."""
 
 
 class TokenStream(IterableDataset[PackedBatch]):
@@ -83,6 +95,9 @@ class TokenStream(IterableDataset[PackedBatch]):
         skip: ids (hexadecimal, or their first 64 bits as int) of documents to blank.
         window_documents: documents planned and shuffled into bins together.
         tokenizer: default: the one that lies with the first source.
+        device: where batches are made. On a GPU, rows travel there at 2 bytes a token and are widened there.
+        resident: hold the sources' tokens in the device's memory (2 bytes a token of the corpus), so that batches are
+            gathered there and only their plan travels.
 
     Raises: MifyError: before the first batch, for whatever is wrong with the sources or the sizes.
     """
@@ -105,6 +120,8 @@ class TokenStream(IterableDataset[PackedBatch]):
         tokenizer: Tokenizer | None = None,
         verify: bool | None = None,
         threads: int = 1,
+        device: torch.device | str = "cpu",
+        resident: bool = False,
     ) -> None:
         super().__init__()
         _check(sources, rows_per_step, rank, world_size, exhausted, loss)
@@ -120,6 +137,7 @@ class TokenStream(IterableDataset[PackedBatch]):
         self.skip = frozenset(int(i[:16], 16) if isinstance(i, str) else i for i in skip)
         self.window_documents = window_documents
         self.threads = threads
+        self.device = torch.device(device)
         self.step = 0
         self.counts = PlanCounts()
         self._feeds = [_Feed(source, TokenShards(source.path, tokenizer, verify)) for source in sources]
@@ -139,6 +157,13 @@ class TokenStream(IterableDataset[PackedBatch]):
                 "this vocabulary has no FIM tokens", "set the FIM rate to 0, or use a tokenizer that has them"
             )
         self._sentinels = [i for i in sentinels if i is not None]
+        self._resident: torch.Tensor | None = None
+        if resident:
+            parts = [np.asarray(tokens) for feed in self._feeds for tokens in feed.shards.tokens]
+            self._resident = torch.from_numpy(np.concatenate(parts)).to(self.device)
+            bases = np.cumsum([0, *(feed.shards.num_tokens for feed in self._feeds)])
+            for feed, base in zip(self._feeds, bases.tolist(), strict=False):
+                feed.base = base
 
     @property
     def context(self) -> int:
@@ -206,6 +231,14 @@ class TokenStream(IterableDataset[PackedBatch]):
         for feed in self._feeds:
             feed.cursor = _Cursor(**state["sources"][feed.source.name])
 
+    def expected_epochs(self, steps: int) -> dict[str, float]:
+        """How often each source will about be seen in so many steps, so that repetition is known before it happens."""
+        tokens, whole = steps * self.rows_per_step * self.context, sum(self._weights)
+        return {
+            feed.source.name: tokens * weight / whole / feed.shards.num_tokens
+            for feed, weight in zip(self._feeds, self._weights, strict=True)
+        }
+
     def ledger(self) -> dict[str, dict[str, float]]:
         """What was taken from each source so far, by all ranks together: tokens (padding not counted), epochs, rows,
         padding."""
@@ -258,7 +291,7 @@ class TokenStream(IterableDataset[PackedBatch]):
             self.counts = self.counts + feed.plan.counts
         return feed.plan
 
-    def _take(self, feed: _Feed) -> tuple[_Feed, WindowPlan, int]:
+    def _take(self, feed: _Feed) -> _Row:
         """The source's next bin; moves its cursor."""
         plan, cursor = self._plan(feed), feed.cursor
         number = cursor.bin
@@ -272,11 +305,15 @@ class TokenStream(IterableDataset[PackedBatch]):
             if cursor.window == self._num_windows(feed):
                 cursor.window, cursor.epoch = 0, cursor.epoch + 1
                 cursor.done = self.exhausted != "repeat"
+                then = {"repeat": "it is repeated with new cuts", "stop": "the stream stops"}
+                then |= {"reweight": "the others go on"}
+                name, step = feed.source.name, self.step
+                log.info("source %s: epoch %d ended at step %d; %s", name, cursor.epoch, step, then[self.exhausted])
         return feed, plan, number
 
-    def _schedule(self) -> list[tuple[_Feed, WindowPlan, int]]:
+    def _schedule(self) -> list[_Row]:
         """The rows of the next global batch; fewer than `rows_per_step` in the last one, none after it."""
-        rows: list[tuple[_Feed, WindowPlan, int]] = []
+        rows: list[_Row] = []
         while len(rows) < self.rows_per_step:
             if self.exhausted == "stop" and any(feed.cursor.done for feed in self._feeds):
                 break
@@ -289,17 +326,29 @@ class TokenStream(IterableDataset[PackedBatch]):
             rows.append(self._take(self._feeds[chosen]))
         return rows
 
-    def _batch(self, rows: list[tuple[_Feed, WindowPlan, int]]) -> PackedBatch:
+    def _batch(self, rows: list[_Row]) -> PackedBatch:
         share = self.rows_per_step // self.world_size
         mine = rows[self.rank * share : (self.rank + 1) * share]
-        parts: list[PackedRows] = []
-        for _, group in groupby(mine, key=lambda row: (id(row[0]), id(row[1]))):
-            taken = list(group)
-            feed, plan, _ = taken[0]
-            rows_here = make_rows(
-                plan,
-                [number for _, _, number in taken],
-                feed.shards,
+        names = [feed.source.name for feed, _, _ in mine] + [""] * (share - len(mine))
+        groups = [list(group) for _, group in groupby(mine, key=lambda row: (id(row[0]), id(row[1])))]
+        if self._resident is not None:
+            return self._gather(groups, share - len(mine)).to_batch(
+                self._resident,
+                context=self.context,
+                pad_id=self._pad_id,
+                max_segments=self.config.segments + 1,
+                sentinels=self._sentinels,
+                sources=names,
+            )
+        return self._make(groups, share - len(mine)).to_batch(self.config.segments + 1, names, self.device)
+
+    def _make(self, groups: list[list[_Row]], missing: int) -> PackedRows:
+        """Rows on the host: each group is of one plan. Rows of padding stand for those that are missing."""
+        parts = [
+            make_rows(
+                group[0][1],
+                [number for _, _, number in group],
+                group[0][0].shards,
                 context=self.context,
                 pad_id=self._pad_id,
                 sentinels=self._sentinels,
@@ -307,12 +356,29 @@ class TokenStream(IterableDataset[PackedBatch]):
                 skip=self.skip,
                 threads=self.threads,
             )
-            parts.append(rows_here)
-        if len(mine) < share:
-            dtype = self._feeds[0].shards.dtype
-            parts.append(padding_rows(share - len(mine), self.context, self._pad_id, dtype))
-        names = [feed.source.name for feed, _, _ in mine] + [""] * (share - len(mine))
-        return concatenate(parts).to_batch(self.config.segments + 1, names)
+            for group in groups
+        ]
+        if missing:
+            parts.append(padding_rows(missing, self.context, self._pad_id, self._feeds[0].shards.dtype))
+        return concatenate(parts)
+
+    def _gather(self, groups: list[list[_Row]], missing: int) -> PackedSpans:
+        """The same as spans of the resident tokens."""
+        parts = [
+            make_spans(
+                group[0][1],
+                [number for _, _, number in group],
+                group[0][0].shards,
+                context=self.context,
+                loss=self.loss,
+                skip=self.skip,
+                base=group[0][0].base,
+            )
+            for group in groups
+        ]
+        if missing:
+            parts.append(padding_spans(missing, self.context, self._feeds[0].shards.dtype))
+        return concatenate_spans(parts)
 
 
 def _check(

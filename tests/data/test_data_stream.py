@@ -96,6 +96,21 @@ def test_loader_processes_do_not_change_a_batch(workers: int, stream_of) -> None
     assert all(itertools.starmap(same, zip(take(stream_of(), 7), take(loader, 7), strict=True)))
 
 
+@pytest.mark.parametrize("impl", ["cpu", "ref"])
+def test_gathering_from_resident_tokens_gives_the_same_batches(
+    impl: str, corpus: dict[str, list[TextOf]], stream_of, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    """With skipped documents, loss on the middle only, and a last batch that is filled up with padding."""
+    options = {"skip": [document.id for document in corpus["code"][::9]], "loss": "middle", "exhausted": "reweight"}
+    expected = list(stream_of(**options))
+    monkeypatch.setenv("MIFY_IMPL", f"fim_pack={impl}")
+    got = list(stream_of(**options, resident=True))
+    assert len(got) == len(expected) > 10
+    assert all(itertools.starmap(same, zip(got, expected, strict=True)))
+    assert [batch.sources for batch in got] == [batch.sources for batch in expected]
+    assert "" in got[-1].sources
+
+
 @pytest.mark.parametrize("step", [0, 1, 7, 40])
 def test_resume_is_exact_on_other_ranks_too(step: int, stream_of) -> None:  # type: ignore[no-untyped-def]
     """Step 40 lies beyond the first epoch of the small sources."""
@@ -199,6 +214,32 @@ def test_stop_ends_with_the_first_exhausted_source(stream_of) -> None:  # type: 
     done = [name for name, entry in ledger.items() if entry["epochs"] == 1.0]
     assert len(done) == 1
     assert steps == -(-int(sum(entry["rows"] for entry in ledger.values())) // 8)
+
+
+def test_reweight_goes_on_until_all_sources_are_used_up(
+    corpus: dict[str, list[TextOf]], stream_of, caplog: pytest.LogCaptureFixture
+) -> None:  # type: ignore[no-untyped-def]
+    caplog.set_level("INFO", "mify.data")
+    stream = stream_of({"code": 1, "text": 20}, exhausted="reweight")
+    batches = list(stream)
+    ledger = stream.ledger()
+    assert {name: entry["epochs"] for name, entry in ledger.items()} == {"code": 1.0, "text": 1.0}
+    assert [r.message.split(":")[0] for r in caplog.records] == ["source text", "source code"]
+    assert caplog.records[0].message.endswith("the others go on")
+    # While both last, tokens go 20 to 1; behind the end of one the other is alone.
+    used_up = int(caplog.records[0].message.split("step ")[1].split(";")[0])
+    early = [source for batch in batches[:used_up] for source in batch.sources]
+    assert early.count("text") > 10 * early.count("code")
+    assert {source for batch in batches[used_up + 1 :] for source in batch.sources} <= {"code", ""}
+
+
+def test_expected_epochs_are_those_that_come(stream_of) -> None:  # type: ignore[no-untyped-def]
+    stream = stream_of()
+    expected = stream.expected_epochs(60)
+    take(stream, 60)
+    for name, entry in stream.ledger().items():
+        # FIM and padding move it a little.
+        assert entry["epochs"] == pytest.approx(expected[name], rel=0.15)
 
 
 def test_epochs_differ_in_order_and_cuts(tokenizer: Tokenizer, stream_of) -> None:  # type: ignore[no-untyped-def]
