@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 from mify.curation import stages, syntax
 from mify.curation.config import CurationConfig, check_ranges
 from mify.curation.documents import Document, Rejected, write_documents, write_rejected
+from mify.curation.evidence import overlap
 from mify.curation.extras import require, versions
+from mify.curation.findings import Findings
 from mify.curation.funnel import (
     Dropped,
     Item,
@@ -45,8 +47,6 @@ from mify.typed_tree import to_plain
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mify.curation.decontamination import Span
-
 __all__ = ["CurationConfig", "CurationReport", "check_folder", "curate", "load_report"]
 
 REPORT_FORMAT = "curation-report"
@@ -58,9 +58,6 @@ REPORT = "report.json"
 
 # Documents per piece of work: some 200 KB of text, so that two processes end together.
 _CHUNK = 16
-
-# Spans of a benchmark that are stored as evidence; all are counted.
-_SHOWN_SPANS = 5
 
 Progress = Callable[[str, int, int], None]
 DEFAULTS = CurationConfig()
@@ -263,7 +260,7 @@ class _Run:
         items, self.items = self.items, []
         for done, item in enumerate(items, start=1):
             spans = index.match(item.document.text)
-            self._keep_or_drop(item, _overlap(spans) if spans else None)
+            self._keep_or_drop(item, overlap(spans) if spans else None)
             if done % 64 == 0 or done == len(items):
                 self.progress(stages.DECONTAMINATION, done, len(items))
 
@@ -304,6 +301,9 @@ class _Run:
             domain: sum(item.document.num_bytes for item in train if item.document.domain == domain)
             for domain in to_plain(self.config.mixture)
         }
+        findings = Findings()
+        for drop in self.dropped:
+            findings.add(drop.rejected)
         report = {
             "format": REPORT_FORMAT,
             "version": REPORT_VERSION,
@@ -314,7 +314,8 @@ class _Run:
             "held_out": _composition([item for item in self.items if item.held_out]),
             "redactions": dict(sorted(self.redactions.items())),
             "tools": _tools(self.config, self.items),
-            "decontamination": self.benchmarks,
+            "quality_rules": findings.rules(),
+            "decontamination": self.benchmarks and {**self.benchmarks, "matches": findings.matches()},
             "near_duplicates": self.near_report,
             "mixture": mixture(available, to_plain(self.config.mixture)),
         }
@@ -349,15 +350,6 @@ def _duplicate(stage: str, reason: str, kept: Item, item: Item, evidence: dict[s
     if kept.held_out and not item.held_out:
         reason += " of a held-out document"
     return Rejection(stage, reason, where | evidence)
-
-
-def _overlap(spans: Sequence[Span]) -> Rejection:
-    """The first spans that stand in a benchmark, with their number."""
-    shown = [
-        {"start": span.start, "end": span.end, "benchmark": span.benchmark, "task": span.task, "text": span.text[:200]}
-        for span in spans[:_SHOWN_SPANS]
-    ]
-    return Rejection(stages.DECONTAMINATION, f"overlaps {spans[0].benchmark}", {"spans": shown, "count": len(spans)})
 
 
 def _tools(config: CurationConfig, items: Sequence[Item]) -> dict[str, Any]:

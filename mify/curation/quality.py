@@ -1,7 +1,7 @@
 """Quality rules: two published sets for code, one for prose, each a dataclass of named thresholds.
 
-A rule either passes a document or names itself and what it measured. Rules run in the order in which they stand here;
-the first that fails is the reason.
+A rule measures one figure of a document and holds it against its limit. Rules run in the order in which they stand
+here; the first that fails is the reason.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from mify.curation.languages import DATA, MARKUP_AND_DATA, PROSE
 
 
 class Finding(NamedTuple):
-    """A rule that failed: its name, the value it measured and the limit it holds."""
+    """What a rule found: its name, the value it measured, the limit it holds, and whether the document passes."""
 
     rule: str
     value: float | int | str
     limit: float | int | str
+    passed: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,30 @@ class QualityRules:
 
 def quality_finding(text: str, language: str, rules: QualityRules) -> Finding | None:
     """The first rule that a document fails, None where it passes all."""
+    return next((finding for finding in quality_findings(text, language, rules) if not finding.passed), None)
+
+
+def quality_findings(text: str, language: str, rules: QualityRules) -> Iterator[Finding]:
+    """Every rule that is asked of a document of this language, with its figure; each measured when it is reached."""
     counts = _Counts(text)
-    checks: list[Iterator[Finding]] = []
     if rules.starcoder2.enabled:
-        checks.append(_starcoder2(counts, language, rules.starcoder2))
+        yield from _starcoder2(counts, language, rules.starcoder2)
     if rules.opencoder_python.enabled and language == "python":
-        checks.append(_opencoder_python(counts, rules.opencoder_python))
+        yield from _opencoder_python(counts, rules.opencoder_python)
     if rules.prose.enabled and language in PROSE:
-        checks.append(_prose(counts, rules.prose))
-    for check in checks:
-        for finding in check:
-            return finding
-    return None
+        yield from _prose(counts, rules.prose)
+
+
+def _at_most(rule: str, value: float, limit: float) -> Finding:
+    return Finding(rule, _shown(value), limit, value <= limit)
+
+
+def _at_least(rule: str, value: float, limit: float) -> Finding:
+    return Finding(rule, _shown(value), limit, value >= limit)
+
+
+def _shown(value: float) -> float:
+    return value if isinstance(value, int) else round(value, 4)
 
 
 class _Counts:
@@ -171,35 +184,24 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 def _starcoder2(counts: _Counts, language: str, rules: StarCoder2Rules) -> Iterator[Finding]:
     lines = counts.lines
-    if len(lines) > rules.max_lines:
-        yield Finding("starcoder2/max_lines", len(lines), rules.max_lines)
+    yield _at_most("starcoder2/max_lines", len(lines), rules.max_lines)
     longest = max(map(len, lines), default=0)
     if language in MARKUP_AND_DATA:
-        if longest > rules.max_markup_line_length:
-            yield Finding("starcoder2/max_markup_line_length", longest, rules.max_markup_line_length)
+        yield _at_most("starcoder2/max_markup_line_length", longest, rules.max_markup_line_length)
     else:
-        if longest > rules.max_line_length:
-            yield Finding("starcoder2/max_line_length", longest, rules.max_line_length)
+        yield _at_most("starcoder2/max_line_length", longest, rules.max_line_length)
         mean = sum(map(len, lines)) / max(1, len(lines))
-        if mean > rules.max_mean_line_length:
-            yield Finding("starcoder2/max_mean_line_length", round(mean, 1), rules.max_mean_line_length)
-    if counts.alphabetic < rules.min_alphabetic_fraction:
-        value = round(counts.alphabetic, 4)
-        yield Finding("starcoder2/min_alphabetic_fraction", value, rules.min_alphabetic_fraction)
+        yield _at_most("starcoder2/max_mean_line_length", mean, rules.max_mean_line_length)
+    yield _at_least("starcoder2/min_alphabetic_fraction", counts.alphabetic, rules.min_alphabetic_fraction)
     run, total = _encoded_data(counts)
-    if run > rules.max_encoded_run:
-        yield Finding("starcoder2/max_encoded_run", run, rules.max_encoded_run)
-    if total / counts.size > rules.max_encoded_fraction:
-        yield Finding("starcoder2/max_encoded_fraction", round(total / counts.size, 4), rules.max_encoded_fraction)
-    if language in DATA and len(lines) > rules.max_data_lines:
-        yield Finding("starcoder2/max_data_lines", len(lines), rules.max_data_lines)
+    yield _at_most("starcoder2/max_encoded_run", run, rules.max_encoded_run)
+    yield _at_most("starcoder2/max_encoded_fraction", total / counts.size, rules.max_encoded_fraction)
+    if language in DATA:
+        yield _at_most("starcoder2/max_data_lines", len(lines), rules.max_data_lines)
     if language == "html":
         visible = _visible_characters(counts.text)
-        if visible < rules.min_html_text:
-            yield Finding("starcoder2/min_html_text", visible, rules.min_html_text)
-        if visible / counts.size < rules.min_html_text_fraction:
-            value = round(visible / counts.size, 4)
-            yield Finding("starcoder2/min_html_text_fraction", value, rules.min_html_text_fraction)
+        yield _at_least("starcoder2/min_html_text", visible, rules.min_html_text)
+        yield _at_least("starcoder2/min_html_text_fraction", visible / counts.size, rules.min_html_text_fraction)
 
 
 # The three patterns of StarCoder2.
@@ -275,35 +277,31 @@ _WORDS = re.compile(r"\w+")
 
 def _opencoder_python(counts: _Counts, rules: OpenCoderPythonRules) -> Iterator[Finding]:
     text, size = counts.text, counts.size
-    if len(counts.lines) < rules.min_lines:
-        yield Finding("opencoder_python/min_lines", len(counts.lines), rules.min_lines)
+    yield _at_least("opencoder_python/min_lines", len(counts.lines), rules.min_lines)
     # Counting all words of a long file is needless: 30 words fit in any 4,096 characters that are not blank.
-    words = len(_WORDS.findall(text, 0, 4096)) if size > 4096 else len(_WORDS.findall(text))
-    if words < rules.min_words and (words := len(_WORDS.findall(text))) < rules.min_words:
-        yield Finding("opencoder_python/min_words", words, rules.min_words)
+    words = len(_WORDS.findall(text, 0, 4096))
+    if words < rules.min_words:
+        words = len(_WORDS.findall(text))
+    yield _at_least("opencoder_python/min_words", words, rules.min_words)
     mean = sum(map(len, counts.lines)) / max(1, len(counts.lines))
-    duplicates = counts.duplicate_lines
+    yield _at_least("opencoder_python/min_mean_line_length", mean, rules.min_mean_line_length)
+    yield _at_most("opencoder_python/max_digit_fraction", counts.digits, rules.max_digit_fraction)
+    yield _at_most("opencoder_python/max_whitespace_fraction", counts.whitespace, rules.max_whitespace_fraction)
+    duplicates, passes = counts.duplicate_lines, counts.stripped.count("pass") / max(1, len(counts.stripped))
+    yield _at_most("opencoder_python/max_duplicate_line_fraction", duplicates, rules.max_duplicate_line_fraction)
     fraction = counts.fraction_of_lines
-    if mean < rules.min_mean_line_length:
-        yield Finding("opencoder_python/min_mean_line_length", round(mean, 2), rules.min_mean_line_length)
-    above: list[tuple[str, float, float]] = [
-        ("max_digit_fraction", counts.digits, rules.max_digit_fraction),
-        ("max_whitespace_fraction", counts.whitespace, rules.max_whitespace_fraction),
-        ("max_duplicate_line_fraction", duplicates, rules.max_duplicate_line_fraction),
-        ("max_assert_fraction", fraction(_ASSERT), rules.max_assert_fraction),
-        ("max_import_fraction", fraction(("import ", "from ")), rules.max_import_fraction),
-        ("max_pass_fraction", counts.stripped.count("pass") / max(1, len(counts.stripped)), rules.max_pass_fraction),
-        ("max_print_fraction", fraction(("print(", "print ")), rules.max_print_fraction),
-        ("max_function_fraction", fraction(("def ", "async def ")), rules.max_function_fraction),
-    ]
+    yield _at_most("opencoder_python/max_assert_fraction", fraction(_ASSERT), rules.max_assert_fraction)
+    yield _at_most("opencoder_python/max_import_fraction", fraction(("import ", "from ")), rules.max_import_fraction)
+    yield _at_most("opencoder_python/max_pass_fraction", passes, rules.max_pass_fraction)
+    yield _at_most("opencoder_python/max_print_fraction", fraction(("print(", "print ")), rules.max_print_fraction)
+    functions = fraction(("def ", "async def "))
+    yield _at_most("opencoder_python/max_function_fraction", functions, rules.max_function_fraction)
     if counts.digits > 0.02:
         hex_words = sum(map(len, _HEX_WORD.findall(text))) / size
-        above.append(("max_hex_word_fraction", hex_words, rules.max_hex_word_fraction))
-    for name, value, limit in above:
-        if value > limit:
-            yield Finding(f"opencoder_python/{name}", round(value, 4), limit)
-    if rules.must_parse and (problem := syntax_problem(text)) is not None:
-        yield Finding("opencoder_python/must_parse", problem, "parses")
+        yield _at_most("opencoder_python/max_hex_word_fraction", hex_words, rules.max_hex_word_fraction)
+    if rules.must_parse:
+        problem = syntax_problem(text)
+        yield Finding("opencoder_python/must_parse", problem or "parses", "parses", problem is None)
 
 
 _ASSERT = ("assert ", "assert(", "self.assert")
@@ -327,19 +325,14 @@ def syntax_problem(text: str) -> str | None:
 
 
 def _prose(counts: _Counts, rules: ProseRules) -> Iterator[Finding]:
-    characters = len(counts.text.strip())
-    if characters < rules.min_characters:
-        yield Finding("prose/min_characters", characters, rules.min_characters)
-    if counts.alphabetic < rules.min_alphabetic_fraction:
-        yield Finding("prose/min_alphabetic_fraction", round(counts.alphabetic, 4), rules.min_alphabetic_fraction)
+    yield _at_least("prose/min_characters", len(counts.text.strip()), rules.min_characters)
+    yield _at_least("prose/min_alphabetic_fraction", counts.alphabetic, rules.min_alphabetic_fraction)
     words = counts.text.split()
     mean = sum(map(len, words)) / max(1, len(words))
-    if mean > rules.max_mean_word_length:
-        yield Finding("prose/max_mean_word_length", round(mean, 2), rules.max_mean_word_length)
+    yield _at_most("prose/max_mean_word_length", mean, rules.max_mean_word_length)
     repeated = 1.0 - sum(map(len, set(counts.stripped))) / max(1, sum(map(len, counts.stripped)))
-    if repeated > rules.max_duplicate_character_fraction:
-        limit = rules.max_duplicate_character_fraction
-        yield Finding("prose/max_duplicate_character_fraction", round(repeated, 4), limit)
+    limit = rules.max_duplicate_character_fraction
+    yield _at_most("prose/max_duplicate_character_fraction", repeated, limit)
 
 
 _MARKERS = (

@@ -17,7 +17,7 @@ from mify.curation.languages import UNKNOWN, domain_of, language_of
 from mify.curation.license_texts import notice_license
 from mify.curation.licenses import decide, header_license, is_vendored
 from mify.curation.personal_data import apply_rules
-from mify.curation.quality import content_problem, generated_marker, quality_finding
+from mify.curation.quality import content_problem, generated_marker, quality_findings
 from mify.curation.syntax import syntax_finding
 
 READ = "read"
@@ -77,8 +77,12 @@ def examine(document: Document, config: CurationConfig) -> Verdict:
     language = changes.get("language", document.language)
     if config.reject_generated and (marker := generated_marker(document.text)) is not None:
         return Verdict(Rejection(GENERATED, "generated marker", {"marker": marker}), changes)
-    if (finding := quality_finding(document.text, language, config.quality)) is not None:
-        return Verdict(Rejection(QUALITY, finding.rule, {"value": finding.value, "limit": finding.limit}), changes)
+    findings = quality_findings(document.text, language, config.quality)
+    if (finding := next((finding for finding in findings if not finding.passed), None)) is not None:
+        # All that fail are named: which rule costs what shows only where it fails alone.
+        also = [other.rule for other in findings if not other.passed]
+        evidence = {"value": finding.value, "limit": finding.limit} | ({"also": also} if also else {})
+        return Verdict(Rejection(QUALITY, finding.rule, evidence), changes)
     if (finding := syntax_finding(document.text, language, config.syntax)) is not None:
         return Verdict(Rejection(SYNTAX, finding.rule, {"value": finding.value, "limit": finding.limit}), changes)
     text, redactions, dropped = apply_rules(document.text, language, config.personal_data)

@@ -237,6 +237,26 @@ def test_decontamination_drops_what_holds_a_benchmark_with_the_span(tmp_path: Pa
     assert span["task"] == "T/7"
     assert item.document.text[span["start"] : span["end"]].split() == span["text"].split()
     assert "primes_below" in span["text"]
+    matches = report["decontamination"]["matches"]
+    assert matches["benchmarks"] == {"bench": {"documents": 1, "tasks": {"T/7": 1}}}
+    assert matches["documents"] == [
+        {"id": item.document.id, "repo": "r", "path": "leak.py", "spans": [span], "count": 1}
+    ]
+
+
+def test_quality_rules_are_counted_alone_and_together(tmp_path: Path) -> None:
+    bad = "import os\nimport re\n"  # too short in lines and in words, and nothing but imports
+    documents = [make(bad + f"import x{seed}\n", f"{seed}.py") for seed in range(3)]
+    documents.append(make(program(1) + "def broken(\n", "broken.py"))
+    documents += [make(program(seed), f"clean{seed}.py") for seed in range(10, 14)]
+    report = curate(documents, tmp_path, config()).data
+    rules = report["quality_rules"]
+    assert rules["opencoder_python/min_lines"] == {"failed": 3, "alone": 0}
+    assert rules["opencoder_python/min_words"] == {"failed": 3, "alone": 0}
+    assert rules["opencoder_python/max_import_fraction"] == {"failed": 3, "alone": 0}
+    assert rules["opencoder_python/must_parse"] == {"failed": 1, "alone": 1}
+    short = next(item for item in read_rejected(tmp_path / "rejected.parquet") if item.document.path == "0.py")
+    assert json.loads(short.evidence)["also"][0] == "opencoder_python/min_words"
 
 
 def test_humaneval_is_the_default_benchmark(tmp_path: Path) -> None:
