@@ -51,7 +51,7 @@ def _backward_op(
     if dispatch.resolve("ce", impl, logits, {"vocab": logits.shape[1]}) == "triton":
         from . import ce_triton
 
-        return ce_triton.backward(grad, logits, labels.contiguous(), ignore_index, z_loss, smoothing)
+        return ce_triton.backward(grad, logits, labels.contiguous(), lse, ignore_index, z_loss, smoothing)
     grad = torch.where(labels != ignore_index, grad, 0)
     return ce_ref.backward(grad, logits, labels.clamp(min=0), lse, z_loss, smoothing)
 

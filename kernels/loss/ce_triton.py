@@ -1,5 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Cross-entropy in Triton: a program reads a row of logits once for its loss, and once more to write its gradient.
+"""Cross-entropy in Triton: a program reads a row of logits for its loss, and once more (from the cache, where loss and
+gradient are made in one launch) to write its gradient.
 
 A label that is neither a class nor `ignore_index` gives NaN, in the loss and in the gradient: it cannot be refused
 without waiting for the device, and it must not pass for a number.
@@ -13,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
+from mify.kernels.launch import dense, on
 
 
 @triton.jit
@@ -21,7 +23,7 @@ def _row_kernel(
     labels_ptr,  # (rows,) int64
     grad_ptr,  # (rows,) incoming gradient
     loss_ptr,  # (rows,) fp32
-    lse_ptr,  # (rows,) fp32
+    lse_ptr,  # (rows,) fp32: written with the loss, read where only the gradient is made
     dlogits_ptr,  # (rows, classes); may be logits itself
     logits_row,
     dlogits_row,
@@ -41,33 +43,40 @@ def _row_kernel(
     label = tl.load(labels_ptr + row)
     labelled = label != ignore_index
     good = (label >= 0) & (label < classes)
-    at_label = tl.load(logits_ptr + label, mask=good, other=float("nan")).to(tl.float32)
-    top = float("-inf")
-    total = 0.0
-    all_logits = 0.0
-    for start in range(0, classes, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        x = tl.load(logits_ptr + column, mask=column < classes, other=float("-inf")).to(tl.float32)
-        now = tl.maximum(top, tl.max(x, 0))
-        total = total * tl.exp(top - now) + tl.sum(tl.exp(x - now), 0)
-        top = now
-        if SMOOTHED:
-            all_logits += tl.sum(tl.where(column < classes, x, 0.0), 0)
-    log_total = tl.log(total)
-    lse = top + log_total
     if LOSS:
+        at_label = tl.load(logits_ptr + label, mask=good, other=float("nan")).to(tl.float32)
+        top = float("-inf")
+        total = 0.0
+        all_logits = 0.0
+        for start in range(0, classes, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            x = tl.load(logits_ptr + column, mask=column < classes, other=float("-inf")).to(tl.float32)
+            now = tl.maximum(top, tl.max(x, 0))
+            # A block of logits that are all minus infinity (classes that were ruled out) adds nothing; without a finite
+            # base it would add NaN.
+            base = tl.where(now == float("-inf"), 0.0, now)
+            total = total * tl.exp(top - base) + tl.sum(tl.exp(x - base), 0)
+            top = now
+            if SMOOTHED:
+                all_logits += tl.sum(tl.where(column < classes, x, 0.0), 0)
+        log_total = tl.log(total)
+        lse = top + log_total
         loss = (top - at_label) + log_total
         if SMOOTHED:
             loss = (1.0 - smoothing) * loss + smoothing * (lse - all_logits / classes)
         loss += z_loss * lse * lse
         tl.store(loss_ptr + row, tl.where(labelled, loss, 0.0))
         tl.store(lse_ptr + row, lse)
+        of_probability = (1.0 + 2.0 * z_loss * lse) / total
+    else:
+        lse = tl.load(lse_ptr + row)
+        top = lse
+        of_probability = 1.0 + 2.0 * z_loss * lse
     if GRADIENT:
         scale = tl.where(labelled, 1.0, 0.0)
         if SCALED:
             scale *= tl.load(grad_ptr + row).to(tl.float32)
         scale = tl.where(labelled & (good == 0), float("nan"), scale)
-        of_probability = (1.0 + 2.0 * z_loss * lse) / total
         for start in range(0, classes, BLOCK):
             column = start + tl.arange(0, BLOCK)
             x = tl.load(logits_ptr + column, mask=column < classes, other=float("-inf"))
@@ -89,30 +98,32 @@ def forward(
     logits: Tensor, labels: Tensor, ignore_index: int, z_loss: float, smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """Per-row loss, 0 without a label, and log-normalizer, both (N,) fp32."""
-    logits = _dense(logits)
+    logits = dense(logits)
     rows, classes = logits.shape
     loss, lse = logits.new_empty(rows, dtype=torch.float32), logits.new_empty(rows, dtype=torch.float32)
     if rows:
-        _row_kernel[(rows,)](
-            logits, labels, None, loss, lse, logits, logits.stride(0), 0, classes, ignore_index, z_loss, smoothing,
-            LOSS=True, GRADIENT=False, SCALED=False, SMOOTHED=smoothing > 0, **_shape(classes), **LAUNCH,
-        )  # fmt: skip
+        with on(logits):
+            _row_kernel[(rows,)](
+                logits, labels, None, loss, lse, logits, logits.stride(0), 0, classes, ignore_index, z_loss, smoothing,
+                LOSS=True, GRADIENT=False, SCALED=False, SMOOTHED=smoothing > 0, **_shape(classes), **LAUNCH,
+            )  # fmt: skip
     return loss, lse
 
 
 def backward(
-    grad: Tensor, logits: Tensor, labels: Tensor, ignore_index: int, z_loss: float, smoothing: float
+    grad: Tensor, logits: Tensor, labels: Tensor, lse: Tensor, ignore_index: int, z_loss: float, smoothing: float
 ) -> Tensor:
-    """dlogits (N, V) in the dtype of logits for `grad` (N,)."""
-    logits = _dense(logits)
+    """dlogits (N, V) in the dtype of logits for `grad` (N,) and the log-normalizer that `forward` gave."""
+    logits = dense(logits)
     rows, classes = logits.shape
     dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if rows:
-        _row_kernel[(rows,)](
-            logits, labels, grad.contiguous(), None, None, dlogits, logits.stride(0), dlogits.stride(0), classes,
-            ignore_index, z_loss, smoothing,
-            LOSS=False, GRADIENT=True, SCALED=True, SMOOTHED=smoothing > 0, **_shape(classes), **LAUNCH,
-        )  # fmt: skip
+        with on(logits):
+            _row_kernel[(rows,)](
+                logits, labels, grad.contiguous(), None, lse.contiguous(), dlogits, logits.stride(0),
+                dlogits.stride(0), classes, ignore_index, z_loss, smoothing,
+                LOSS=False, GRADIENT=True, SCALED=True, SMOOTHED=smoothing > 0, **_shape(classes), **LAUNCH,
+            )  # fmt: skip
     return dlogits
 
 
@@ -123,15 +134,13 @@ def loss_and_gradient_(
     rows, classes = logits.shape
     loss, lse = logits.new_empty(rows, dtype=torch.float32), logits.new_empty(rows, dtype=torch.float32)
     if rows:
-        _row_kernel[(rows,)](
-            logits, labels, None, loss, lse, logits, logits.stride(0), logits.stride(0), classes, ignore_index, z_loss,
-            smoothing, LOSS=True, GRADIENT=gradient, SCALED=False, SMOOTHED=smoothing > 0, **_shape(classes), **LAUNCH,
-        )  # fmt: skip
+        with on(logits):
+            _row_kernel[(rows,)](
+                logits, labels, None, loss, lse, logits, logits.stride(0), logits.stride(0), classes, ignore_index,
+                z_loss, smoothing, LOSS=True, GRADIENT=gradient, SCALED=False, SMOOTHED=smoothing > 0,
+                **_shape(classes), **LAUNCH,
+            )  # fmt: skip
     return loss
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def cases() -> list[Case]:

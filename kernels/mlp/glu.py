@@ -39,11 +39,11 @@ def _(gate, up, impl):  # type: ignore[no-untyped-def]
 
 
 @torch.library.custom_op("mify::swiglu_backward", mutates_args=())
-def _backward_op(grad: Tensor, gate: Tensor, up: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+def backward_op(grad: Tensor, gate: Tensor, up: Tensor, impl: str) -> tuple[Tensor, Tensor]:
     return _backend(impl, gate).backward(grad, gate, up)
 
 
-@_backward_op.register_fake
+@backward_op.register_fake
 def _(grad, gate, up, impl):  # type: ignore[no-untyped-def]
     return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
@@ -54,7 +54,7 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _autograd(ctx, grad):  # type: ignore[no-untyped-def]
-    return (*_backward_op(grad, *ctx.saved_tensors, ctx.impl), None)
+    return (*backward_op(grad, *ctx.saved_tensors, ctx.impl), None)
 
 
 _op.register_autograd(_autograd, setup_context=_setup)
@@ -73,11 +73,16 @@ def swiglu(gate: Tensor, up: Tensor, *, impl: str = "auto") -> Tensor:
     Raises:
         TypeError, ValueError: naming the argument.
     """
+    check(gate, up)
+    y: Tensor = _op(gate, up, impl)
+    return y
+
+
+def check(gate: Tensor, up: Tensor) -> None:
+    """Raises TypeError or ValueError, naming the argument, unless gate and up are alike."""
     checks.tensor("gate", gate, dims=2)
     checks.tensor("up", up, dims=2)
     checks.floating("gate", gate)
     checks.same("up", up, "gate", gate)
     if gate.shape != up.shape:
         raise ValueError(f"up has shape {tuple(up.shape)}; gate has {tuple(gate.shape)}: they must be equal")
-    y: Tensor = _op(gate, up, impl)
-    return y

@@ -9,8 +9,16 @@ import triton.language as tl
 from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
+from mify.kernels.launch import dense, on
 
 BLOCK_ROWS, BLOCK_COLUMNS = 4, 1024
+
+
+@triton.jit
+def swiglu(gate, up):
+    """silu(gate) · up in the dtype of gate, computed in fp32."""
+    wide = gate.to(tl.float32)
+    return (wide * tl.sigmoid(wide) * up.to(tl.float32)).to(gate.dtype)
 
 
 @triton.jit
@@ -30,9 +38,7 @@ def _forward_kernel(
     inside = (row < rows) & (column < size)
     gate = tl.load(gate_ptr + row * gate_row + column, mask=inside, other=0.0)
     up = tl.load(up_ptr + row * up_row + column, mask=inside, other=0.0)
-    wide = gate.to(tl.float32)
-    y = wide * tl.sigmoid(wide) * up.to(tl.float32)
-    tl.store(y_ptr + row * size + column, y.to(gate.dtype), mask=inside)
+    tl.store(y_ptr + row * size + column, swiglu(gate, up), mask=inside)
 
 
 @triton.jit
@@ -70,30 +76,29 @@ def _grid(x: Tensor) -> tuple[int, int]:
 
 def forward(gate: Tensor, up: Tensor) -> Tensor:
     """As `glu_ref.forward`."""
-    gate, up = _dense(gate), _dense(up)
+    gate, up = dense(gate), dense(up)
     y = torch.empty_like(gate, memory_format=torch.contiguous_format)
     if gate.numel():
-        _forward_kernel[_grid(gate)](
-            gate, up, y, gate.stride(0), up.stride(0), *gate.shape, BLOCK_R=BLOCK_ROWS, BLOCK_C=BLOCK_COLUMNS, **LAUNCH
-        )
+        with on(gate):
+            _forward_kernel[_grid(gate)](
+                gate, up, y, gate.stride(0), up.stride(0), *gate.shape,
+                BLOCK_R=BLOCK_ROWS, BLOCK_C=BLOCK_COLUMNS, **LAUNCH,
+            )  # fmt: skip
     return y
 
 
 def backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """As `glu_ref.backward`."""
-    grad, gate, up = _dense(grad), _dense(gate), _dense(up)
+    grad, gate, up = dense(grad), dense(gate), dense(up)
     dgate = torch.empty_like(gate, memory_format=torch.contiguous_format)
     dup = torch.empty_like(dgate)
     if gate.numel():
-        _backward_kernel[_grid(gate)](
-            grad, gate, up, dgate, dup, grad.stride(0), gate.stride(0), up.stride(0), *gate.shape,
-            BLOCK_R=BLOCK_ROWS, BLOCK_C=BLOCK_COLUMNS, **LAUNCH,
-        )  # fmt: skip
+        with on(gate):
+            _backward_kernel[_grid(gate)](
+                grad, gate, up, dgate, dup, grad.stride(0), gate.stride(0), up.stride(0), *gate.shape,
+                BLOCK_R=BLOCK_ROWS, BLOCK_C=BLOCK_COLUMNS, **LAUNCH,
+            )  # fmt: skip
     return dgate, dup
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def cases() -> list[Case]:

@@ -23,10 +23,20 @@ def _cpu_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Sh
     return cpu.refuses(device, dtype, shape) or ("" if shape["weight_is_float32"] else "its weight must be float32")
 
 
+def triton_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> str:
+    """Why the Triton kernels cannot take these tensors, or ""."""
+    too_wide = (
+        f"it holds a row in registers, and one of {shape['size']} features is too long"
+        if shape["size"] > 65_536
+        else ""
+    )
+    return dispatch.triton_refuses(device, dtype, shape) or too_wide
+
+
 dispatch.register(
     "norm",
     dispatch.Backend("cpu", _cpu_refuses),
-    dispatch.Backend("triton", dispatch.triton_refuses),
+    dispatch.Backend("triton", triton_refuses),
     dispatch.Backend("ref", lambda *_: ""),
 )
 
@@ -65,13 +75,13 @@ def _(x, residual, weight, eps, impl):  # type: ignore[no-untyped-def]
 
 
 @torch.library.custom_op("mify::rms_norm_backward", mutates_args=())
-def _backward_op(
+def backward_op(
     grad: Tensor, grad_total: Tensor | None, x: Tensor, weight: Tensor, inverse: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
     return _backend(impl, x, weight).backward(grad, grad_total, x, weight, inverse)
 
 
-@_backward_op.register_fake
+@backward_op.register_fake
 def _(grad, grad_total, x, weight, inverse, impl):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
@@ -82,16 +92,21 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _autograd(ctx, grad, _grad_inverse):  # type: ignore[no-untyped-def]
-    return (*_backward_op(grad, None, *ctx.saved_tensors, ctx.impl), None, None)
+    return (*backward_op(grad, None, *ctx.saved_tensors, ctx.impl), None, None)
 
 
 def _add_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
     _, _, weight, _, ctx.impl = inputs
+    # The last norm's sum has no gradient: an absent one costs nothing, zeros would be made and read.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], weight, output[2])
 
 
 def _add_autograd(ctx, grad, grad_total, _grad_inverse):  # type: ignore[no-untyped-def]
-    dx, dweight = _backward_op(grad, grad_total, *ctx.saved_tensors, ctx.impl)
+    total, weight, inverse = ctx.saved_tensors
+    if grad is None:
+        return grad_total, grad_total, None, None, None
+    dx, dweight = backward_op(grad, grad_total, total, weight, inverse, ctx.impl)
     return dx, dx, dweight, None, None
 
 
@@ -111,7 +126,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: str = "auto"
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    _check(x, weight, eps)
+    check(x, weight, eps)
     y: Tensor = _op(checks.no_overlap("x", x), weight, eps, impl)[0]
     return y
 
@@ -127,17 +142,23 @@ def add_rms_norm(
     Returns:
         y and the sum, each (T, d) in the dtype of x.
     """
-    _check(x, weight, eps)
-    checks.tensor("residual", residual, dims=2)
-    checks.same("residual", residual, "x", x)
-    if residual.shape != x.shape:
-        raise ValueError(f"residual has shape {tuple(residual.shape)}; x has {tuple(x.shape)}: they must be equal")
+    check(x, weight, eps)
+    check_residual(residual, x)
     x, residual = checks.no_overlap("x", x), checks.no_overlap("residual", residual)
     y, total, _ = _add_op(x, residual, weight, eps, impl)
     return y, total
 
 
-def _check(x: Tensor, weight: Tensor, eps: float) -> None:
+def check_residual(residual: Tensor, x: Tensor) -> None:
+    """Raises TypeError or ValueError unless `residual` can be added to x."""
+    checks.tensor("residual", residual, dims=2)
+    checks.same("residual", residual, "x", x)
+    if residual.shape != x.shape:
+        raise ValueError(f"residual has shape {tuple(residual.shape)}; x has {tuple(x.shape)}: they must be equal")
+
+
+def check(x: Tensor, weight: Tensor, eps: float) -> None:
+    """Raises TypeError or ValueError, naming the argument, where these cannot be normed."""
     checks.tensor("x", x, dims=2)
     checks.tensor("weight", weight, dims=1)
     checks.floating("x", x)
@@ -145,5 +166,7 @@ def _check(x: Tensor, weight: Tensor, eps: float) -> None:
     checks.same("weight", weight, "x", x, dtype=False)
     if weight.shape[0] != x.shape[1]:
         raise ValueError(f"weight has {weight.shape[0]} elements; x {tuple(x.shape)} asks for {x.shape[1]}")
+    if not weight.shape[0]:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must have at least one feature")
     if not eps > 0:
         raise ValueError(f"eps is {eps}; it must be positive")

@@ -9,6 +9,25 @@ import triton.language as tl
 from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
+from mify.kernels.launch import dense, on, processors
+
+
+@triton.jit
+def normed_row(
+    x_ptr, residual_ptr, total_ptr, weight_ptr, row, x_row, residual_row, size, eps, columns, inside,
+    RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    """One row's norm, in the dtype of x, and its 1/rms; the sum with the residual is stored on the way."""
+    x = tl.load(x_ptr + row * x_row + columns, mask=inside, other=0.0)
+    if RESIDUAL:
+        residual = tl.load(residual_ptr + row * residual_row + columns, mask=inside, other=0.0)
+        # Rounded as torch rounds the sum, so the norm sees what the stream keeps.
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+        tl.store(total_ptr + row * size + columns, x, mask=inside)
+    wide = x.to(tl.float32)
+    inverse = 1.0 / tl.sqrt(tl.sum(wide * wide, 0) / size + eps)
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    return (wide * inverse * weight).to(x.dtype), inverse
 
 
 @triton.jit
@@ -29,16 +48,10 @@ def _forward_kernel(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
-    x = tl.load(x_ptr + row * x_row + columns, mask=inside, other=0.0)
-    if RESIDUAL:
-        residual = tl.load(residual_ptr + row * residual_row + columns, mask=inside, other=0.0)
-        # Rounded as torch rounds the sum, so the norm sees what the stream keeps.
-        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
-        tl.store(total_ptr + row * size + columns, x, mask=inside)
-    wide = x.to(tl.float32)
-    inverse = 1.0 / tl.sqrt(tl.sum(wide * wide, 0) / size + eps)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y_ptr + row * size + columns, (wide * inverse * weight).to(x.dtype), mask=inside)
+    y, inverse = normed_row(
+        x_ptr, residual_ptr, total_ptr, weight_ptr, row, x_row, residual_row, size, eps, columns, inside, RESIDUAL
+    )
+    tl.store(y_ptr + row * size + columns, y, mask=inside)
     tl.store(inverse_ptr + row, inverse)
 
 
@@ -83,27 +96,28 @@ def _backward_kernel(
     tl.store(partial_ptr + program * size + columns, dweight, mask=inside)
 
 
-def _warps(block: int) -> int:
+def warps(block: int) -> int:
     # 16 bytes a thread and load, in a few loads: enough in flight for memory, few enough registers for four blocks.
     return min(16, max(1, block // 512))
 
 
 def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor | None, Tensor]:
     """As `norm_ref.forward`."""
-    x, weight = _dense(x), weight.contiguous()
+    x, weight = dense(x), weight.contiguous()
     rows, size = x.shape
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     inverse = x.new_empty((rows, 1), dtype=torch.float32)
     total = None
     if residual is not None:
-        residual = _dense(residual)
+        residual = dense(residual)
         total = torch.empty_like(y)
     if rows:
         block = triton.next_power_of_2(size)
-        _forward_kernel[(rows,)](
-            x, residual, total, weight, y, inverse, x.stride(0), 0 if residual is None else residual.stride(0),
-            size, eps, RESIDUAL=residual is not None, BLOCK=block, num_warps=_warps(block), **LAUNCH,
-        )  # fmt: skip
+        with on(x):
+            _forward_kernel[(rows,)](
+                x, residual, total, weight, y, inverse, x.stride(0), 0 if residual is None else residual.stride(0),
+                size, eps, RESIDUAL=residual is not None, BLOCK=block, num_warps=warps(block), **LAUNCH,
+            )  # fmt: skip
     return y, total, inverse
 
 
@@ -111,30 +125,23 @@ def backward(
     grad: Tensor, grad_total: Tensor | None, x: Tensor, weight: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As `norm_ref.backward`."""
-    grad, x, dense_weight = _dense(grad), _dense(x), weight.contiguous()
+    grad, x, dense_weight = dense(grad), dense(x), weight.contiguous()
     rows, size = x.shape
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     if not rows:
         return dx, torch.zeros_like(weight)
     if grad_total is not None:
-        grad_total = _dense(grad_total)
-    programs = min(rows, 4 * _processors(x.device))
+        grad_total = dense(grad_total)
+    programs = min(rows, 4 * processors(x))
     partial = x.new_empty((programs, size), dtype=torch.float32)
     block = triton.next_power_of_2(size)
-    _backward_kernel[(programs,)](
-        grad, grad_total, x, dense_weight, inverse, dx, partial,
-        grad.stride(0), 0 if grad_total is None else grad_total.stride(0), x.stride(0), rows, size,
-        TOTAL=grad_total is not None, BLOCK=block, num_warps=_warps(block), **LAUNCH,
-    )  # fmt: skip
+    with on(x):
+        _backward_kernel[(programs,)](
+            grad, grad_total, x, dense_weight, inverse, dx, partial,
+            grad.stride(0), 0 if grad_total is None else grad_total.stride(0), x.stride(0), rows, size,
+            TOTAL=grad_total is not None, BLOCK=block, num_warps=warps(block), **LAUNCH,
+        )  # fmt: skip
     return dx, partial.sum(0).to(weight.dtype)
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def cases() -> list[Case]:
@@ -160,7 +167,7 @@ def cases() -> list[Case]:
                         "eps": "fp32",
                     },
                     {"RESIDUAL": extra, "BLOCK": block},
-                    num_warps=_warps(block),
+                    num_warps=warps(block),
                 )
             )
             found.append(
@@ -182,7 +189,7 @@ def cases() -> list[Case]:
                         "size": "i32*16",
                     },
                     {"TOTAL": extra, "BLOCK": block},
-                    num_warps=_warps(block),
+                    num_warps=warps(block),
                 )
             )
     return found

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
+from mify.kernels.launch import dense, on
 
 
 @triton.jit
@@ -49,6 +50,7 @@ def _kernel(
     k_token,
     k_head,
     tokens,
+    q_blocks,  # programs below turn q, the others k
     Q_HEADS: tl.constexpr,
     K_HEADS: tl.constexpr,
     HALF: tl.constexpr,
@@ -57,13 +59,12 @@ def _kernel(
     INVERSE: tl.constexpr,
 ):
     block = tl.program_id(0)
-    q_blocks = tl.cdiv(tokens.to(tl.int64) * Q_HEADS, BLOCK_R)
     if block < q_blocks:
         _turn(
             q_ptr, q_out_ptr, cos_ptr, sin_ptr, block, q_token, q_head, tokens, Q_HEADS, HALF, BLOCK_R, BLOCK_C, INVERSE
         )
     else:
-        block = (block - q_blocks).to(tl.int32)
+        block -= q_blocks
         _turn(
             k_ptr, k_out_ptr, cos_ptr, sin_ptr, block, k_token, k_head, tokens, K_HEADS, HALF, BLOCK_R, BLOCK_C, INVERSE
         )
@@ -76,21 +77,19 @@ def _blocks(half: int) -> tuple[int, int]:
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     """q and k turned, or with `inverse` turned back; cos and sin (T, D/2)."""
-    q, k, cos, sin = _dense(q), _dense(k), cos.contiguous(), sin.contiguous()
+    q, k, cos, sin = dense(q), dense(k), cos.contiguous(), sin.contiguous()
     outs = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k))
     tokens, heads, dim = q.shape
-    rows, columns = _blocks(dim // 2)
-    if tokens:
-        programs = triton.cdiv(tokens * heads, rows) + triton.cdiv(tokens * k.shape[1], rows)
-        _kernel[(programs,)](
-            q, k, *outs, cos, sin, q.stride(0), q.stride(1), k.stride(0), k.stride(1), tokens,
-            Q_HEADS=heads, K_HEADS=k.shape[1], HALF=dim // 2, BLOCK_R=rows, BLOCK_C=columns, INVERSE=inverse, **LAUNCH,
-        )  # fmt: skip
+    if q.numel() or k.numel():
+        rows, columns = _blocks(dim // 2)
+        q_blocks = triton.cdiv(tokens * heads, rows)
+        with on(q):
+            _kernel[(q_blocks + triton.cdiv(tokens * k.shape[1], rows),)](
+                q, k, *outs, cos, sin, q.stride(0), q.stride(1), k.stride(0), k.stride(1), tokens, q_blocks,
+                Q_HEADS=heads, K_HEADS=k.shape[1], HALF=dim // 2, BLOCK_R=rows, BLOCK_C=columns, INVERSE=inverse,
+                **LAUNCH,
+            )  # fmt: skip
     return outs[0], outs[1]
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def cases() -> list[Case]:
@@ -115,6 +114,7 @@ def cases() -> list[Case]:
                         "k_token": "i32*16",
                         "k_head": "i32*16",
                         "tokens": "i32",
+                        "q_blocks": "i32",
                     },
                     {
                         "Q_HEADS": heads,

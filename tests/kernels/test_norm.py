@@ -95,6 +95,7 @@ def test_opcheck() -> None:
         ((torch.zeros(3, 4), torch.zeros(4).int()), TypeError, "weight has dtype"),
         ((torch.zeros(3, 4), torch.zeros(4, device="meta")), ValueError, "weight is on meta"),
         ((torch.zeros(3, 4), torch.zeros(4), 0.0), ValueError, "eps is 0"),
+        ((torch.zeros(3, 0), torch.zeros(0)), ValueError, "at least one feature"),
         ((None, torch.zeros(4)), TypeError, "x is a NoneType"),
     ],
 )
