@@ -36,11 +36,11 @@ def finish(folder: Path) -> str:
 
 
 def artefacts(folder: Path) -> dict[str, str]:
-    """The hash of every artefact, times aside: stamps, the report's page and the picture of seconds hold times."""
+    """The hash of every artefact, times aside: stamps, the pages of reports and the picture of seconds hold times."""
     found = {}
     for path in sorted(item for item in (folder / "mify-demo").rglob("*") if item.is_file()):
         name = path.relative_to(folder / "mify-demo").as_posix()
-        if name.startswith("stages/") or name in ("report.html", "stages.png") or "tensorboard" in name:
+        if name.startswith("stages/") or path.name in ("report.html", "stages.png") or "tensorboard" in name:
             continue
         data = path.read_bytes()
         if name.endswith("metrics.jsonl"):
