@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ def tensor(name: str, x: object, *, dims: int | None = None) -> Tensor:
         raise TypeError(f"{name} is a {type(x).__name__}; it must be a torch.Tensor")
     if dims is not None and x.dim() != dims:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must have {dims} dimensions")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name} has the layout {x.layout}; it must be a dense (strided) tensor")
     return x
 
 
@@ -47,35 +51,66 @@ def no_overlap(name: str, x: Tensor) -> Tensor:
     return x
 
 
-_bounds: dict[int, tuple[weakref.ref[Tensor], int, list[int]]] = {}
+_memory: dict[tuple[int, str], tuple[weakref.ref[Tensor], int, Any]] = {}
+
+
+def remembered(key: str, x: Tensor, make: Callable[[], Any]) -> Any:
+    """`make()`, remembered under `key` with the tensor `x` until `x` is changed in place or gone.
+
+    Inference tensors carry no version, so whether one has changed cannot be known: for them nothing is remembered.
+    """
+    if x.is_inference():
+        return make()
+    at = (id(x), key)
+    known = _memory.get(at)
+    if known is not None and known[0]() is x and known[1] == x._version:
+        return known[2]
+    value = make()
+    _memory[at] = (weakref.ref(x, lambda _: _memory.pop(at, None)), x._version, value)
+    return value
 
 
 def segment_bounds(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> list[int]:
     """The values of `cu_seqlens` on the host, checked: 0 first, never falling, `tokens` last, no segment too long.
 
-    They are remembered with the tensor, so only its first use reads a device. Raises ValueError.
+    They are remembered with the tensor, so only its first use reads a device: use it once before a CUDA graph is
+    captured. Raises ValueError.
     """
-    # Inference tensors carry no version, so whether one has changed cannot be known: they are read every time.
-    known = None if cu_seqlens.is_inference() else _bounds.get(id(cu_seqlens))
-    if known is not None and known[0]() is cu_seqlens and known[1] == cu_seqlens._version:
-        bounds = known[2]
-    else:
-        bounds = cu_seqlens.tolist()
-        _check_bounds(bounds)
-        if not cu_seqlens.is_inference():
-            key = id(cu_seqlens)
-            _bounds[key] = (weakref.ref(cu_seqlens, lambda _: _bounds.pop(key, None)), cu_seqlens._version, bounds)
+    bounds: list[int] = remembered("bounds", cu_seqlens, lambda: _read_bounds(cu_seqlens))
     if bounds[-1] != tokens:
         raise ValueError(f"cu_seqlens ends with {bounds[-1]}; it must end with the number of tokens, {tokens}")
-    longest = max((end - start for start, end in itertools.pairwise(bounds)), default=0)
+    longest = longest_segment(bounds)
     if longest > max_seqlen:
         raise ValueError(f"cu_seqlens has a segment of {longest} tokens; max_seqlen is {max_seqlen}")
     return bounds
 
 
-def _check_bounds(bounds: list[int]) -> None:
+def longest_segment(bounds: list[int]) -> int:
+    """Tokens of the longest of the segments with these bounds; 0 without segments."""
+    return max((end - start for start, end in itertools.pairwise(bounds)), default=0)
+
+
+def _read_bounds(cu_seqlens: Tensor) -> list[int]:
+    if cu_seqlens.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise ValueError(
+            "cu_seqlens is new, and its values cannot be read while a CUDA graph is captured; call the function with "
+            "this tensor once before"
+        )
+    bounds: list[int] = cu_seqlens.tolist()
     if not bounds or bounds[0] != 0:
         raise ValueError(f"cu_seqlens begins with {bounds[:1]}; it must begin with 0")
     for index, (start, end) in enumerate(itertools.pairwise(bounds)):
         if end < start:
             raise ValueError(f"cu_seqlens falls from {start} to {end} at index {index + 1}; it must never fall")
+    return bounds
+
+
+def aligned_rows(x: Tensor) -> Tensor:
+    """`x`, copied unless its last dimension is dense and its rows begin at multiples of 16 bytes."""
+    good = (x.stride(-1) == 1 or x.shape[-1] == 1) and x.data_ptr() % 16 == 0
+    good = good and all(
+        stride > 0 and stride * x.element_size() % 16 == 0
+        for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True)
+        if size > 1
+    )
+    return x if good else x.clone(memory_format=torch.contiguous_format)

@@ -257,7 +257,8 @@ def _disk(folder: Path) -> Iterator[Finding]:
 # Op → (the module that registers it, the shape of mify-2.5b that its backend is asked about).
 _OPS: dict[str, tuple[str, dict[str, int]]] = {
     "gqa": ("mify.kernels.attention.gqa", {"tokens": 8192, "query_heads": 20, "kv_heads": 4, "head_dim": 128,
-                                           "max_seqlen": 8192, "window": 0}),
+                                           "max_seqlen": 8192, "window": 0, "mean_length": 1024,
+                                           "equal_lengths": 0, "deterministic": 0}),
     "gqa_decode": ("mify.kernels.attention.gqa_decode", {"batch": 1, "group": 5, "kv_heads": 4, "head_dim": 128,
                                                          "page_size": 64, "cache_bytes": 2}),
     "norm": ("mify.kernels.norm.norm", {"size": 2560}),

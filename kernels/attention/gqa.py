@@ -9,14 +9,38 @@ Statistics and sums are fp32 (fp64 for fp64 inputs). The saved normalizers are l
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import Tensor
 
-from mify.kernels import checks, dispatch
+from mify.kernels import checks, dispatch, launch, measured
 
-from . import gqa_cpu, gqa_ref, gqa_sdpa
+from . import gqa_cpu, gqa_cudnn, gqa_fa2, gqa_fa3, gqa_fa4, gqa_libraries, gqa_ref, gqa_sdpa, gqa_torch_flash
+
+# Documents of this mean length and longer go to a library: they are at the limit there (cuDNN 644, flash-attn 3 667 TF
+# forward at 8k on Hopper), while at 512 to 2k, where whole tiles are rare, our own kernel aims to be ahead. Nothing of
+# ours was measured on a GPU; the border is the middle of both ranges, until kernels/measured.json says better.
+LONG_DOCUMENTS = 4096
+
+
+def _prefer(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> tuple[str, ...]:
+    """The order where nothing was measured on this GPU."""
+    if device.kind != "cuda":
+        return ()
+    hopper = device.capability[0] == 9
+    if not shape["eager"]:
+        # In a compiled graph a library runs forward twice: see gqa_libraries.recomputed_gradients.
+        return ("triton",)
+    if shape["mean_length"] < LONG_DOCUMENTS:
+        return ("triton", "fa3", "fa4", "fa2", "torch_flash")
+    if hopper:
+        # torch's own is flash-attn 2, about 330 TF where cuDNN has 630: behind a Triton kernel as well.
+        return ("cudnn", "fa3", "fa4", "triton", "fa2", "torch_flash")
+    if device.capability[0] > 9:
+        return ("cudnn", "fa4", "fa2", "torch_flash", "triton")
+    return ("fa2", "torch_flash", "cudnn", "triton")
 
 
 def _sdpa_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> str:
@@ -40,8 +64,18 @@ dispatch.register(
     "gqa",
     dispatch.Backend("cpu", gqa_cpu.refuses),
     dispatch.Backend("triton", _triton_refuses),
+    dispatch.Backend("cudnn", gqa_cudnn.refuses),
+    dispatch.Backend("fa3", gqa_fa3.refuses),
+    dispatch.Backend("fa4", gqa_fa4.refuses),
+    dispatch.Backend("fa2", gqa_fa2.refuses),
+    dispatch.Backend("torch_flash", gqa_torch_flash.refuses),
     dispatch.Backend("sdpa", _sdpa_refuses),
     dispatch.Backend("ref", lambda *_: ""),
+    prefer=_prefer,
+    like=measured.Like(
+        equal=("query_heads", "kv_heads", "head_dim", "window", "causal", "deterministic", "equal_lengths", "eager"),
+        near=("tokens", "mean_length"),
+    ),
 )
 
 
@@ -59,15 +93,21 @@ def _op(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     bounds = checks.segment_bounds(cu_seqlens, q.shape[0], max_seqlen)
-    backend = dispatch.resolve("gqa", impl, q, _shape(q, k, max_seqlen, window))
+    shape = _shape(q, k, max_seqlen, bounds, causal, window, deterministic)
+    backend = _backend(impl, q, shape)
     if backend == "cpu":
         return gqa_cpu.forward(q, k, v, cu_seqlens, causal, window, scale)
     if backend == "triton":
         from . import gqa_triton
 
-        return gqa_triton.forward(q, k, v, cu_seqlens, causal, window, scale)
+        with launch.on(q):
+            return gqa_triton.forward(q, k, v, cu_seqlens, causal, window, scale, _persistent(shape))
     if backend == "sdpa":
         return gqa_sdpa.forward(q, k, v, bounds, causal, scale)
+    if backend in gqa_libraries.modules():
+        docs = gqa_libraries.documents(cu_seqlens, bounds)
+        out = gqa_libraries.attention(backend, q, k, v, docs, causal, window, scale, deterministic)
+        return out.contiguous(), q.new_full((q.shape[1], q.shape[0]), math.nan, dtype=torch.float32)
     return gqa_ref.forward(q, k, v, bounds, causal, window, scale)
 
 
@@ -93,15 +133,22 @@ def _backward_op(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     bounds = checks.segment_bounds(cu_seqlens, q.shape[0], max_seqlen)
-    backend = dispatch.resolve("gqa", impl, q, _shape(q, k, max_seqlen, window))
+    shape = _shape(q, k, max_seqlen, bounds, causal, window, deterministic)
+    backend = _backend(impl, q, shape)
     if backend == "cpu":
         return gqa_cpu.backward(grad, q, k, v, lse, cu_seqlens, causal, window, scale)
     if backend == "triton":
         from . import gqa_triton
 
-        return gqa_triton.backward(grad, q, k, v, out, lse, cu_seqlens, causal, window, scale, deterministic)
+        with launch.on(q):
+            return gqa_triton.backward(
+                grad, q, k, v, out, lse, cu_seqlens, causal, window, scale, deterministic, _persistent(shape)
+            )
     if backend == "sdpa":
         return gqa_sdpa.backward(grad, q, k, v, out, lse, bounds, causal, scale)
+    if backend in gqa_libraries.modules():
+        docs = gqa_libraries.documents(cu_seqlens, bounds)
+        return gqa_libraries.recomputed_gradients(backend, grad, q, k, v, docs, causal, window, scale, deterministic)
     return gqa_ref.backward(grad, q, k, v, bounds, causal, window, scale)
 
 
@@ -131,7 +178,11 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _shape(q: Tensor, k: Tensor, max_seqlen: int, window: int) -> dict[str, int]:
+def _shape(
+    q: Tensor, k: Tensor, max_seqlen: int, bounds: list[int], causal: bool, window: int, deterministic: bool,
+    eager: bool = False,
+) -> dict[str, int]:  # fmt: skip
+    lengths = [end - start for start, end in itertools.pairwise(bounds) if end > start]
     return {
         "tokens": q.shape[0],
         "query_heads": q.shape[1],
@@ -139,7 +190,32 @@ def _shape(q: Tensor, k: Tensor, max_seqlen: int, window: int) -> dict[str, int]
         "head_dim": q.shape[2],
         "max_seqlen": max_seqlen,
         "window": window,
+        "causal": int(causal),
+        "deterministic": int(deterministic),
+        "mean_length": q.shape[0] // max(len(lengths), 1),
+        "equal_lengths": int(len(set(lengths)) == 1),
+        "eager": int(eager),
     }
+
+
+def _backend(impl: str, q: Tensor, shape: dispatch.Shape) -> str:
+    while (backend := dispatch.resolve("gqa", impl, q, shape)) in gqa_libraries.modules():
+        _, reason = gqa_libraries.function(backend)
+        if not reason:
+            break
+        dispatch.exclude(backend, reason)  # so the next round chooses another, or says why the named one cannot run
+    return backend
+
+
+def _persistent(shape: dispatch.Shape) -> bool:
+    """Whether Triton starts only as many programs as the GPU holds. Long documents have tiles of very different work,
+    which the GPU's own scheduler deals out better."""
+    return shape["mean_length"] < LONG_DOCUMENTS
+
+
+def _has_values(x: Tensor) -> bool:
+    """Whether it is a tensor on a GPU and not one that stands for it while a graph is traced."""
+    return x.is_cuda and not torch.compiler.is_compiling() and type(x) in (Tensor, torch.nn.Parameter)
 
 
 def gqa_attention(
@@ -188,7 +264,9 @@ def gqa_attention(
             )
     if k.shape != v.shape:
         raise ValueError(f"k has shape {tuple(k.shape)} but v has {tuple(v.shape)}; they must be equal")
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+    if q.shape[2] == 0:
+        raise ValueError(f"q has shape {tuple(q.shape)}; the head dimension must be positive")
+    if q.shape[1] == 0 or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"q has {q.shape[1]} heads and k {k.shape[1]}; the first must be a multiple of the second")
     checks.integer("cu_seqlens", cu_seqlens, torch.int32)
     checks.same("cu_seqlens", cu_seqlens, "q", q, dtype=False)
@@ -200,5 +278,13 @@ def gqa_attention(
         raise ValueError(f"scale is {scale}; it must be positive, or None for 1/√D")
     scale = 1 / math.sqrt(q.shape[2]) if scale is None else float(scale)
     q, k, v = checks.no_overlap("q", q), checks.no_overlap("k", k), checks.no_overlap("v", v)
+    if _has_values(q):
+        bounds = checks.segment_bounds(cu_seqlens, q.shape[0], max_seqlen)
+        backend = _backend(impl, q, _shape(q, k, max_seqlen, bounds, causal, window, deterministic, eager=True))
+        if backend in gqa_libraries.modules():
+            # With its own autograd, which no op of ours could keep from forward to backward.
+            docs = gqa_libraries.documents(cu_seqlens, bounds)
+            return gqa_libraries.attention(backend, q, k, v, docs, causal, window, scale, deterministic)
+        impl = f"gqa={backend}"
     out: Tensor = _op(q, k, v, cu_seqlens, max_seqlen, causal, window, scale, deterministic, impl)[0]
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from mify.kernels import checks, dispatch, launch, measured
 from mify.kernels.ahead import LAUNCH, Case
 
 from . import gqa_triton_kernels as kernels
@@ -18,12 +18,21 @@ from . import gqa_triton_kernels as kernels
 
 @dataclass(frozen=True)
 class Tiles:
-    """A block of rows (queries) by columns (keys), and how it is run."""
+    """A block of rows (queries) by columns (keys), and how it is run.
+
+    Args:
+        residents: blocks that one multiprocessor holds at once, by their registers and shared memory: so many programs
+            a persistent launch starts on each.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    residents: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.block_m}x{self.block_n}, {self.num_warps} warps, {self.num_stages} stages"
 
     @property
     def launch(self) -> dict[str, Any]:
@@ -63,16 +72,16 @@ def tiles(kernel: str, dim: int, dtype: torch.dtype, capability: tuple[int, int]
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, window: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, window: int, scale: float, persistent: bool
 ) -> tuple[Tensor, Tensor]:
-    """As `gqa_ref.forward`; cu_seqlens has been checked."""
-    q, k, v = _dense(q), _dense(k), _dense(v)
+    """As `gqa_ref.forward`; cu_seqlens has been checked. `persistent`: as many programs as the GPU holds, no more."""
+    q, k, v = (checks.aligned_rows(x) for x in (q, k, v))
     tokens, heads, _ = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty((heads, tokens), dtype=torch.float32)
     if tokens:
         chosen = _tiles_for("forward", q)
-        kernels._forward_kernel[(triton.cdiv(tokens, chosen.block_m), heads)](
+        kernels._forward_kernel[_grid(triton.cdiv(tokens, chosen.block_m) * heads, chosen, q, persistent)](
             _blocks(q, chosen.block_m), _blocks(k, chosen.block_n), _blocks(v, chosen.block_n), out, lse,
             *edges(cu_seqlens, tokens), tokens, window, scale * _LOG2E,
             **_constants(q, k, causal, window), **chosen.launch,
@@ -92,9 +101,11 @@ def backward(
     window: int,
     scale: float,
     deterministic: bool,
+    persistent: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv). Not `deterministic`, dq is summed by fp32 atomics: 5 matrix products instead of 7."""
-    grad, q, k, v = grad.contiguous(), _dense(q), _dense(k), _dense(v)
+    q, k, v = (checks.aligned_rows(x) for x in (q, k, v))
+    grad, out = (checks.aligned_rows(x.contiguous()) for x in (grad, out))
     tokens, heads, dim = q.shape
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     if not tokens:
@@ -108,7 +119,7 @@ def backward(
     bulk = summed is not None and q.is_cuda  # Triton's interpreter knows no reduction through a descriptor
     reach = edges(cu_seqlens, tokens)
     by_keys = _tiles_for("keys" if deterministic else "keys and dq", q)
-    kernels._key_kernel[(triton.cdiv(tokens, by_keys.block_n), k.shape[1])](
+    kernels._key_kernel[_grid(triton.cdiv(tokens, by_keys.block_n) * k.shape[1], by_keys, q, persistent)](
         _blocks(q, by_keys.block_m), k, v, _blocks(grad, by_keys.block_m), lse, delta,
         _blocks(summed, by_keys.block_m) if summed is not None and bulk else summed, dk, dv, *reach,
         *k.stride()[:2], *v.stride()[:2], tokens, window, scale,
@@ -117,7 +128,7 @@ def backward(
     if summed is not None:
         return summed.to(q.dtype), dk, dv
     by_queries = _tiles_for("queries", q)
-    kernels._query_kernel[(triton.cdiv(tokens, by_queries.block_m), heads)](
+    kernels._query_kernel[_grid(triton.cdiv(tokens, by_queries.block_m) * heads, by_queries, q, persistent)](
         _blocks(q, by_queries.block_m), _blocks(k, by_queries.block_n), _blocks(v, by_queries.block_n),
         _blocks(grad, by_queries.block_m), lse, delta, dq, *reach, tokens, window, scale,
         **constants, **by_queries.launch,
@@ -126,39 +137,41 @@ def backward(
 
 
 _LOG2E = 1.4426950408889634
-_edges: dict[int, tuple[weakref.ref[Tensor], int, tuple[Tensor, Tensor]]] = {}
 
 
 def edges(cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """Where each token's document begins and ends, (T,) int32 each; remembered with cu_seqlens for the other layers."""
-    remember = not cu_seqlens.is_inference()
-    known = _edges.get(id(cu_seqlens)) if remember else None
-    if known is not None and known[0]() is cu_seqlens and known[1] == cu_seqlens._version:
-        return known[2]
-    token = torch.arange(tokens, dtype=torch.int32, device=cu_seqlens.device)
-    document = torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
-    found = cu_seqlens[:-1][document], cu_seqlens[1:][document]
-    if remember:
-        key = id(cu_seqlens)
-        _edges[key] = (weakref.ref(cu_seqlens, lambda _: _edges.pop(key, None)), cu_seqlens._version, found)
+
+    def make() -> tuple[Tensor, Tensor]:
+        token = torch.arange(tokens, dtype=torch.int32, device=cu_seqlens.device)
+        document = torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
+        return cu_seqlens[:-1][document], cu_seqlens[1:][document]
+
+    found: tuple[Tensor, Tensor] = checks.remembered("edges", cu_seqlens, make)
     return found
 
 
+def _grid(units: int, chosen: Tiles, q: Tensor, persistent: bool) -> tuple[int]:
+    return (min(units, launch.processors(q) * chosen.residents) if persistent else units,)
+
+
 def _tiles_for(kernel: str, q: Tensor) -> Tiles:
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
-    return tiles(kernel, q.shape[2], q.dtype, capability)[0]
-
-
-def _dense(x: Tensor) -> Tensor:
-    """x, copied where the tensor memory accelerator could not address it: 16-byte aligned rows, dense columns."""
-    good = x.stride(-1) == 1 and x.data_ptr() % 16 == 0
-    return x if good and all(s * x.element_size() % 16 == 0 and s > 0 for s in x.stride()[:2]) else x.contiguous()
+    device = dispatch.describe(q.device)
+    candidates = tiles(kernel, q.shape[2], q.dtype, device.capability if q.is_cuda else (9, 0))
+    names = measured.fastest_first(
+        measured.load(), f"gqa {kernel}", device.name, str(q.dtype).removeprefix("torch."), {"head_dim": q.shape[2]},
+        measured.Like(equal=("head_dim",)),
+    )  # fmt: skip
+    by_name = {str(candidate): candidate for candidate in candidates}
+    return next((by_name[name] for name in names if name in by_name), candidates[0])
 
 
 def _blocks(x: Tensor, rows: int) -> TensorDescriptor:
     """Blocks of `rows` tokens of one head, the head dimension padded to a power of two by zeros."""
     width = max(16, triton.next_power_of_2(x.shape[2]))
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, 1, width])
+    # The stride of a dimension of one element means nothing and may be odd; the copy engine asks for 16 bytes.
+    strides = [width if size == 1 else stride for size, stride in zip(x.shape[:2], x.stride()[:2], strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [rows, 1, width])
 
 
 def _constants(q: Tensor, k: Tensor, causal: bool, window: int) -> dict[str, Any]:

@@ -10,6 +10,10 @@ Backward is one kernel over key tiles (dk and dv, all query heads of the group i
 across programs) and one over query tiles (dq): the same bits every time. Where that is not asked for, the first kernel
 adds its part of dq in fp32 as well, which saves two of seven products and the second launch.
 
+Every kernel goes through its units, a tile of a head each, by steps of the number of programs. Launched with a program
+for each unit it is an ordinary kernel; with as many as the GPU holds at once it is persistent, so that many short tiles
+cost no launch of a block each.
+
 Blocks come through tensor descriptors: on Hopper the tensor memory accelerator copies them, with 64-bit addresses and
 zeros beyond the edges; elsewhere Triton turns them into pointers.
 """
@@ -72,6 +76,17 @@ def _blocks(begin, whole_begin, whole_end, end, MASKED: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit
+def _tile_of(unit, tiles):
+    """(tile, head) of a unit. The later rows of a document see more keys: every other head goes through its tiles from
+    the end, so that long and short tiles run side by side. (Not by an `if`: Triton 3.9 then loses the alignment of
+    every pointer and pipelines nothing.)
+    """
+    head = unit // tiles
+    tile = unit % tiles
+    return tl.where(head % 2 == 1, tiles - 1 - tile, tile), head
+
+
+@triton.jit
 def _load(tensor, first, head, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
     """(BLOCK, BLOCK_D) rows of one head from token `first` on; zeros beyond the tokens and the head dimension."""
     return tensor.load([first, head, 0]).reshape(BLOCK, BLOCK_D)
@@ -124,34 +139,32 @@ def _forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    tile = tl.program_id(0)
-    head = tl.program_id(1)
-    # Later rows have more to do: every other head starts at the end, so long and short tiles run side by side. (Not by
-    # an `if`: Triton 3.9 then loses the alignment of every pointer and pipelines nothing.)
-    tile = tl.where(head % 2 == 1, tl.num_programs(0) - 1 - tile, tile)
-    first = tile * BLOCK_M
-    row = first + tl.arange(0, BLOCK_M)
-    inside = row < tokens
-    low, high = _reach(row, inside, start_ptr, end_ptr, tokens, window, CAUSAL, WINDOW, False)
-    begin, whole_begin, whole_end, end = _runs(low, high, BLOCK_N)
+    tiles = tl.cdiv(tokens, BLOCK_M)
+    for unit in tl.range(tl.program_id(0), tiles * HEADS, tl.num_programs(0)):
+        tile, head = _tile_of(unit, tiles)
+        first = tile * BLOCK_M
+        row = first + tl.arange(0, BLOCK_M)
+        inside = row < tokens
+        low, high = _reach(row, inside, start_ptr, end_ptr, tokens, window, CAUSAL, WINDOW, False)
+        begin, whole_begin, whole_end, end = _runs(low, high, BLOCK_N)
 
-    q = _load(q_tensor, first, head, BLOCK_M, BLOCK_D)
-    kv_head = head // GROUP
-    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    acc, total, top = _attend(
-        acc, total, top, q, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale_log2,
-        BLOCK_D, BLOCK_N, True, PRECISION,
-    )  # fmt: skip
-    acc, total, top = _attend(
-        acc, total, top, q, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale_log2,
-        BLOCK_D, BLOCK_N, False, PRECISION,
-    )  # fmt: skip
-    column = tl.arange(0, BLOCK_D)
-    at = out_ptr + (row.to(tl.int64) * HEADS + head)[:, None] * DIM + column[None, :]
-    tl.store(at, (acc / total[:, None]).to(q.dtype), mask=inside[:, None] & (column < DIM)[None, :])
-    tl.store(lse_ptr + head.to(tl.int64) * tokens + row, (top + tl.log2(total)) / _LOG2E, mask=inside)
+        q = _load(q_tensor, first, head, BLOCK_M, BLOCK_D)
+        kv_head = head // GROUP
+        acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        total = tl.zeros((BLOCK_M,), tl.float32)
+        top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        acc, total, top = _attend(
+            acc, total, top, q, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale_log2,
+            BLOCK_D, BLOCK_N, True, PRECISION,
+        )  # fmt: skip
+        acc, total, top = _attend(
+            acc, total, top, q, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale_log2,
+            BLOCK_D, BLOCK_N, False, PRECISION,
+        )  # fmt: skip
+        column = tl.arange(0, BLOCK_D)
+        at = out_ptr + (row.to(tl.int64) * HEADS + head)[:, None] * DIM + column[None, :]
+        tl.store(at, (acc / total[:, None]).to(q.dtype), mask=inside[:, None] & (column < DIM)[None, :])
+        tl.store(lse_ptr + head.to(tl.int64) * tokens + row, (top + tl.log2(total)) / _LOG2E, mask=inside)
 
 
 @triton.jit
@@ -187,21 +200,24 @@ def _slopes_of_keys(
         first = tl.where(index < left, left_at + index * BLOCK_M, right_at + (index - left) * BLOCK_M)
         query = first + tl.arange(0, BLOCK_M)
         q = _load(q_tensor, first, head, BLOCK_M, BLOCK_D)
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+        # lse and delta are read where they are needed, not before: 16 registers a thread decide about spilling here.
         if MASKED:
             lse = tl.load(lse_base + query, mask=query < tokens, other=0.0)
-            delta = tl.load(delta_base + query, mask=query < tokens, other=0.0)
         else:
             lse = tl.load(lse_base + query)
-            delta = tl.load(delta_base + query)
-        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-        weights = tl.exp2((scores * scale - lse[None, :]) * _LOG2E)
+        weights = tl.exp2(scores * (scale * _LOG2E) - (lse * _LOG2E)[None, :])
         if MASKED:
             seen = (query[None, :] >= low[:, None]) & (query[None, :] < high[:, None])
             weights = tl.where(seen, weights, 0.0)
         grad = _load(grad_tensor, first, head, BLOCK_M, BLOCK_D)
         dv = tl.dot(weights.to(grad.dtype), grad, dv, input_precision=PRECISION)
-        slopes = weights * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :])
-        slopes = slopes.to(q.dtype)
+        slopes = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+        if MASKED:
+            delta = tl.load(delta_base + query, mask=query < tokens, other=0.0)
+        else:
+            delta = tl.load(delta_base + query)
+        slopes = (weights * (slopes - delta[None, :])).to(q.dtype)
         dk = tl.dot(slopes, q, dk, input_precision=PRECISION)
         if ADD_DQ:
             part = tl.dot(tl.trans(slopes), k, input_precision=PRECISION) * scale
@@ -246,40 +262,40 @@ def _key_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    tile = tl.program_id(0)
-    kv_head = tl.program_id(1)
-    tile = tl.where(kv_head % 2 == 1, tl.num_programs(0) - 1 - tile, tile)
-    first = tile * BLOCK_N
-    key = first + tl.arange(0, BLOCK_N)
-    inside = key < tokens
-    low, high = _reach(key, inside, start_ptr, end_ptr, tokens, window, CAUSAL, WINDOW, True)
-    begin, whole_begin, whole_end, end = _runs(low, high, BLOCK_M)
-    # By pointers, not descriptors: Triton keeps these in shared memory then; from a descriptor it would hold both in
-    # registers, where dk and dv leave no room.
-    column = tl.arange(0, BLOCK_D)
-    mask = inside[:, None] & (column < DIM)[None, :]
-    token = key.to(tl.int64)[:, None]
-    k = tl.load(k_ptr + kv_head.to(tl.int64) * k_head + token * k_token + column[None, :], mask=mask, other=0.0)
-    v = tl.load(v_ptr + kv_head.to(tl.int64) * v_head + token * v_token + column[None, :], mask=mask, other=0.0)
-    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    for member in range(0, GROUP):
-        head = kv_head * GROUP + member
-        lse_base = lse_ptr + head.to(tl.int64) * tokens
-        delta_base = delta_ptr + head.to(tl.int64) * tokens
-        dk, dv = _slopes_of_keys(
-            dk, dv, k, v, low, high, q_tensor, grad_tensor, dq_sums, head, lse_base, delta_base,
-            begin, whole_begin, whole_end, end, tokens, scale,
-            HEADS, DIM, BLOCK_D, BLOCK_M, True, PRECISION, ADD_DQ, BULK,
-        )  # fmt: skip
-        dk, dv = _slopes_of_keys(
-            dk, dv, k, v, low, high, q_tensor, grad_tensor, dq_sums, head, lse_base, delta_base,
-            begin, whole_begin, whole_end, end, tokens, scale,
-            HEADS, DIM, BLOCK_D, BLOCK_M, False, PRECISION, ADD_DQ, BULK,
-        )  # fmt: skip
-    at = (key.to(tl.int64) * (HEADS // GROUP) + kv_head)[:, None] * DIM + column[None, :]
-    tl.store(dk_ptr + at, (dk * scale).to(k.dtype), mask=mask)
-    tl.store(dv_ptr + at, dv.to(k.dtype), mask=mask)
+    tiles = tl.cdiv(tokens, BLOCK_N)
+    for unit in tl.range(tl.program_id(0), tiles * (HEADS // GROUP), tl.num_programs(0)):
+        tile, kv_head = _tile_of(unit, tiles)
+        first = tile * BLOCK_N
+        key = first + tl.arange(0, BLOCK_N)
+        inside = key < tokens
+        low, high = _reach(key, inside, start_ptr, end_ptr, tokens, window, CAUSAL, WINDOW, True)
+        begin, whole_begin, whole_end, end = _runs(low, high, BLOCK_M)
+        # By pointers, not descriptors: Triton keeps these in shared memory then; from a descriptor it would hold both
+        # in registers, where dk and dv leave no room.
+        column = tl.arange(0, BLOCK_D)
+        mask = inside[:, None] & (column < DIM)[None, :]
+        token = key.to(tl.int64)[:, None]
+        k = tl.load(k_ptr + kv_head.to(tl.int64) * k_head + token * k_token + column[None, :], mask=mask, other=0.0)
+        v = tl.load(v_ptr + kv_head.to(tl.int64) * v_head + token * v_token + column[None, :], mask=mask, other=0.0)
+        dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+        dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+        for member in range(0, GROUP):
+            head = kv_head * GROUP + member
+            lse_base = lse_ptr + head.to(tl.int64) * tokens
+            delta_base = delta_ptr + head.to(tl.int64) * tokens
+            dk, dv = _slopes_of_keys(
+                dk, dv, k, v, low, high, q_tensor, grad_tensor, dq_sums, head, lse_base, delta_base,
+                begin, whole_begin, whole_end, end, tokens, scale,
+                HEADS, DIM, BLOCK_D, BLOCK_M, True, PRECISION, ADD_DQ, BULK,
+            )  # fmt: skip
+            dk, dv = _slopes_of_keys(
+                dk, dv, k, v, low, high, q_tensor, grad_tensor, dq_sums, head, lse_base, delta_base,
+                begin, whole_begin, whole_end, end, tokens, scale,
+                HEADS, DIM, BLOCK_D, BLOCK_M, False, PRECISION, ADD_DQ, BULK,
+            )  # fmt: skip
+        at = (key.to(tl.int64) * (HEADS // GROUP) + kv_head)[:, None] * DIM + column[None, :]
+        tl.store(dk_ptr + at, (dk * scale).to(k.dtype), mask=mask)
+        tl.store(dv_ptr + at, dv.to(k.dtype), mask=mask)
 
 
 @triton.jit
@@ -292,7 +308,7 @@ def _slopes_of_queries(
         first = tl.where(index < left, left_at + index * BLOCK_N, right_at + (index - left) * BLOCK_N)
         k = _load(k_tensor, first, kv_head, BLOCK_N, BLOCK_D)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        weights = tl.exp2((scores * scale - lse[:, None]) * _LOG2E)
+        weights = tl.exp2(scores * (scale * _LOG2E) - (lse * _LOG2E)[:, None])
         if MASKED:
             key = (first + tl.arange(0, BLOCK_N))[None, :]
             weights = tl.where((key >= low[:, None]) & (key < high[:, None]), weights, 0.0)
@@ -326,28 +342,28 @@ def _query_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    tile = tl.program_id(0)
-    head = tl.program_id(1)
-    tile = tl.where(head % 2 == 1, tl.num_programs(0) - 1 - tile, tile)
-    first = tile * BLOCK_M
-    row = first + tl.arange(0, BLOCK_M)
-    inside = row < tokens
-    low, high = _reach(row, inside, start_ptr, end_ptr, tokens, window, CAUSAL, WINDOW, False)
-    begin, whole_begin, whole_end, end = _runs(low, high, BLOCK_N)
-    q = _load(q_tensor, first, head, BLOCK_M, BLOCK_D)
-    grad = _load(grad_tensor, first, head, BLOCK_M, BLOCK_D)
-    lse = tl.load(lse_ptr + head.to(tl.int64) * tokens + row, mask=inside, other=0.0)
-    delta = tl.load(delta_ptr + head.to(tl.int64) * tokens + row, mask=inside, other=0.0)
-    kv_head = head // GROUP
-    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    dq = _slopes_of_queries(
-        dq, q, grad, lse, delta, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale,
-        BLOCK_D, BLOCK_N, True, PRECISION,
-    )  # fmt: skip
-    dq = _slopes_of_queries(
-        dq, q, grad, lse, delta, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale,
-        BLOCK_D, BLOCK_N, False, PRECISION,
-    )  # fmt: skip
-    column = tl.arange(0, BLOCK_D)
-    at = dq_ptr + (row.to(tl.int64) * HEADS + head)[:, None] * DIM + column[None, :]
-    tl.store(at, (dq * scale).to(q.dtype), mask=inside[:, None] & (column < DIM)[None, :])
+    tiles = tl.cdiv(tokens, BLOCK_M)
+    for unit in tl.range(tl.program_id(0), tiles * HEADS, tl.num_programs(0)):
+        tile, head = _tile_of(unit, tiles)
+        first = tile * BLOCK_M
+        row = first + tl.arange(0, BLOCK_M)
+        inside = row < tokens
+        low, high = _reach(row, inside, start_ptr, end_ptr, tokens, window, CAUSAL, WINDOW, False)
+        begin, whole_begin, whole_end, end = _runs(low, high, BLOCK_N)
+        q = _load(q_tensor, first, head, BLOCK_M, BLOCK_D)
+        grad = _load(grad_tensor, first, head, BLOCK_M, BLOCK_D)
+        lse = tl.load(lse_ptr + head.to(tl.int64) * tokens + row, mask=inside, other=0.0)
+        delta = tl.load(delta_ptr + head.to(tl.int64) * tokens + row, mask=inside, other=0.0)
+        kv_head = head // GROUP
+        dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        dq = _slopes_of_queries(
+            dq, q, grad, lse, delta, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale,
+            BLOCK_D, BLOCK_N, True, PRECISION,
+        )  # fmt: skip
+        dq = _slopes_of_queries(
+            dq, q, grad, lse, delta, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale,
+            BLOCK_D, BLOCK_N, False, PRECISION,
+        )  # fmt: skip
+        column = tl.arange(0, BLOCK_D)
+        at = dq_ptr + (row.to(tl.int64) * HEADS + head)[:, None] * DIM + column[None, :]
+        tl.store(at, (dq * scale).to(q.dtype), mask=inside[:, None] & (column < DIM)[None, :])
