@@ -111,14 +111,13 @@ class Rejected:
 def write_documents(path: str | os.PathLike[str], documents: Iterable[Document]) -> None:
     """Writes a documents file, sorted by id, atomically."""
     rows = sorted(documents, key=lambda document: document.id)
-    _write(path, FORMAT, FIELDS, rows, [document.num_bytes for document in rows], _document_row)
+    _write(path, FORMAT, [_document_row(document) for document in rows])
 
 
 def write_rejected(path: str | os.PathLike[str], rejected: Iterable[Rejected]) -> None:
-    """Writes a file of rejected documents, sorted by (id, stage, reason), atomically."""
+    """Writes a file of rejected documents, sorted by (id, stage, reason, evidence), atomically."""
     rows = sorted(rejected, key=lambda item: (item.document.id, item.stage, item.reason, item.evidence))
-    sizes = [item.document.num_bytes for item in rows]
-    _write(path, REJECTED_FORMAT, REJECTED_FIELDS, rows, sizes, _rejected_row)
+    _write(path, REJECTED_FORMAT, [_rejected_row(item) for item in rows])
 
 
 def read_documents(path: Location | os.PathLike[str]) -> Iterator[Document]:
@@ -152,41 +151,84 @@ def _rejected_row(item: Rejected) -> tuple[str, ...]:
     return (*_document_row(item.document), item.stage, item.reason, item.evidence)
 
 
-def _write(
-    path: str | os.PathLike[str], name: str, fields: Sequence[str], rows: Sequence[Any], sizes: Sequence[int], row: Any
-) -> None:
+def _write(path: str | os.PathLike[str], name: str, rows: Sequence[tuple[str, ...]]) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        [pa.field(field, pa.string(), nullable=False) for field in fields],
-        # Parquet checks its pages by CRC but not its footer: the number of rows stands twice.
-        metadata={"mify.format": name, "mify.version": VERSION, "mify.rows": str(len(rows))},
-    )
-    with (
-        atomic_file(path) as temporary,
-        pq.ParquetWriter(
-            temporary, schema, compression="zstd", use_dictionary=list(_DICTIONARY), write_page_checksum=True
-        ) as writer,
-    ):
-        for start, stop in _row_groups(sizes):
-            columns = zip(*(row(item) for item in rows[start:stop]), strict=True)
-            writer.write_table(pa.table([pa.array(column, pa.string()) for column in columns], schema=schema))
+    fields = _COLUMNS[name]
+    with atomic_file(path) as temporary, SortedWriter(temporary, name, len(rows)) as writer:
+        for start in range(0, len(rows), 1024):
+            columns = zip(*rows[start : start + 1024], strict=True)
+            writer.add(pa.table([pa.array(column, pa.string()) for column in columns], names=list(fields)))
 
 
 # Columns with few distinct values. Ids, hashes, texts and paths are written plain.
 _DICTIONARY = ("domain", "language", "license", "source", "repo")
 
 
-def _row_groups(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    start = total = 0
-    for index, size in enumerate(sizes):
-        if index > start and (total + size > ROW_GROUP_BYTES or index - start >= ROW_GROUP_ROWS):
-            yield start, index
-            start, total = index, 0
-        total += size
-    if start < len(sizes):
-        yield start, len(sizes)
+_COLUMNS = {FORMAT: FIELDS, REJECTED_FORMAT: REJECTED_FIELDS}
+
+
+class SortedWriter:
+    """Writes a file of documents or of rejected ones from tables of rows that come sorted, a row group at a time.
+
+    Where the tables are cut changes no byte. Used as a context; the file is whole when it ends without an error.
+
+    Args:
+        path: written in place: the caller sees to it that nobody takes it for finished.
+        name: `FORMAT` or `REJECTED_FORMAT`.
+        num_rows: that will come.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], name: str, num_rows: int) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._num_rows = num_rows
+        self._schema = pa.schema(
+            [pa.field(field, pa.string(), nullable=False) for field in _COLUMNS[name]],
+            # Parquet checks its pages by CRC but not its footer: the number of rows stands twice.
+            metadata={"mify.format": name, "mify.version": VERSION, "mify.rows": str(num_rows)},
+        )
+        self._writer = pq.ParquetWriter(
+            path, self._schema, compression="zstd", use_dictionary=list(_DICTIONARY), write_page_checksum=True
+        )
+        self._pending: list[Any] = []
+        self._pending_rows = self._pending_bytes = self._written = 0
+
+    def __enter__(self) -> SortedWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+        if kind is None and self._written != self._num_rows:
+            raise ValueError(f"num_rows = {self._num_rows}, but {self._written} rows came")
+
+    def add(self, table: Any) -> None:
+        """Takes a `pyarrow.Table` with the columns of the format."""
+        import pyarrow.compute as pc
+
+        start = 0
+        for index, size in enumerate(pc.binary_length(table.column("text")).to_pylist()):
+            full = self._pending_bytes + size > ROW_GROUP_BYTES or self._pending_rows >= ROW_GROUP_ROWS
+            if full and self._pending_rows:
+                self._pending.append(table.slice(start, index - start))
+                self._flush()
+                start = index
+            self._pending_rows += 1
+            self._pending_bytes += size
+        self._pending.append(table.slice(start))
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._pending_rows:
+            # One array a column: pages are cut where arrays are.
+            group = pa.concat_tables(self._pending).combine_chunks().cast(self._schema)
+            self._writer.write_table(group)
+        self._written += self._pending_rows
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
 
 @contextmanager

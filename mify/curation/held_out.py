@@ -30,15 +30,28 @@ def held_out_hashes(text_sha256s: Iterable[str], *, fraction: float, min_count: 
     Raises:
         ValueError: `fraction` is outside [0, 1).
     """
-    if not 0.0 <= fraction < 1.0:
-        raise ValueError(f"fraction = {fraction}: a value from 0 to below 1 is expected")
-    if fraction == 0.0:
+    if _limit(fraction) == 0:
         return frozenset()
-    ranked = sorted({(keyed_hash(seed, "held-out", digest), digest) for digest in text_sha256s})
-    limit = int(fraction * 2**64)
-    count = sum(key < limit for key, _ in ranked)
+    ranked = sorted({(_key(seed, digest), digest) for digest in text_sha256s})
+    count = sum(key < _limit(fraction) for key, _ in ranked)
     count = max(count, min(min_count, len(ranked) // 2))
     return frozenset(digest for _, digest in ranked[:count])
+
+
+def is_held_out(text_sha256: str, *, fraction: float, seed: int) -> bool:
+    """Whether `held_out_hashes` takes this content, whatever else there is (min_count 0)."""
+    return _key(seed, text_sha256) < _limit(fraction)
+
+
+def _key(seed: int, text_sha256: str) -> int:
+    return keyed_hash(seed, "held-out", text_sha256)
+
+
+def _limit(fraction: float) -> int:
+    """`fraction` of the 64 bits of a key."""
+    if not 0.0 <= fraction < 1.0:
+        raise ValueError(f"fraction = {fraction}: a value from 0 to below 1 is expected")
+    return int(fraction * 2**64)
 
 
 def split_held_out(

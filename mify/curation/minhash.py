@@ -9,7 +9,7 @@ document is removed, and the pair is its evidence. No document is removed by a c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -174,8 +174,6 @@ def near_duplicates(
         values[part], num_shingles[part], invalid_bytes[part] = core.signatures(chunk, core_settings, threads)
         if progress is not None:
             progress(part.stop, len(order))
-    # The values of one-permutation signatures of short texts are not independent: no bound holds, so none is used.
-    prefilter = 0 if scheme == "one_permutation" else min_matches(jaccard_threshold, num_perm)
     found = core.greedy_star(
         ordered,
         core_settings,
@@ -185,7 +183,7 @@ def near_duplicates(
         rows_per_band=rows,
         threshold=jaccard_threshold,
         verify=verify,
-        min_matches=prefilter,
+        min_matches=prefilter(config, jaccard_threshold),
         bucket_cap=bucket_cap,
         seed=seed,
         threads=threads,
@@ -195,40 +193,58 @@ def near_duplicates(
     )
     cluster_ids = np.empty(len(order), np.int64)
     cluster_ids[order] = order[found["cluster_ids"]]
-    report = {
-        "documents": len(order),
-        "documents_without_words": int(np.count_nonzero(num_shingles == 0)),
-        "documents_with_invalid_utf8": int(np.count_nonzero(invalid_bytes)),
-        "removed": len(removed),
-        "jaccard_threshold": jaccard_threshold,
-        "num_perm": num_perm,
-        "ngram": ngram,
-        "seed": seed,
-        "scheme": scheme,
-        "hash": hash,
-        "lowercase": lowercase,
-        "bands": num_bands,
-        "rows": rows,
-        "probability_at_threshold": collision_probability(jaccard_threshold, num_bands, rows),
-        "verified": verify,
-        "estimate_standard_error": math.sqrt(jaccard_threshold * (1 - jaccard_threshold) / num_perm),
-        "buckets": found["buckets"],
-        "candidate_pairs": found["candidate_pairs"],
-        "verified_pairs": found["verified_pairs"],
-        **_capped(found, bucket_cap),
-    }
+    found["removed"] = len(removed)
+    found["documents"] = len(order)
+    found["documents_without_words"] = int(np.count_nonzero(num_shingles == 0))
+    found["documents_with_invalid_utf8"] = int(np.count_nonzero(invalid_bytes))
+    sampled, lost = found.pop("sampled_pairs"), found.pop("sampled_lost")
+    found["skipped_pairs_sampled"], found["skipped_pairs_sampled_lost"] = sampled, lost
+    report = near_report(config, jaccard_threshold, (num_bands, rows), verify, bucket_cap, found)
     return NearDuplicates(removed, cluster_ids, report)
 
 
-def _capped(found: dict[str, Any], bucket_cap: int) -> dict[str, Any]:
-    sampled, lost = found["sampled_pairs"], found["sampled_lost"]
+def prefilter(config: SignatureConfig, jaccard_threshold: float) -> int:
+    """Equal signature values below which a pair is not compared exactly; see `min_matches`."""
+    # The values of one-permutation signatures of short texts are not independent: no bound holds, so none is used.
+    return 0 if config.scheme == "one_permutation" else min_matches(jaccard_threshold, config.num_perm)
+
+
+def near_report(
+    config: SignatureConfig,
+    jaccard_threshold: float,
+    bands: tuple[int, int],
+    verify: bool,
+    bucket_cap: int,
+    counts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The parameters, the probabilities they mean, and what was counted."""
+    sampled, lost = counts["skipped_pairs_sampled"], counts["skipped_pairs_sampled_lost"]
     return {
+        "documents": counts["documents"],
+        "documents_without_words": counts["documents_without_words"],
+        "documents_with_invalid_utf8": counts["documents_with_invalid_utf8"],
+        "removed": counts["removed"],
+        "jaccard_threshold": jaccard_threshold,
+        "num_perm": config.num_perm,
+        "ngram": config.ngram,
+        "seed": config.seed,
+        "scheme": config.scheme,
+        "hash": config.hash,
+        "lowercase": config.lowercase,
+        "bands": bands[0],
+        "rows": bands[1],
+        "probability_at_threshold": collision_probability(jaccard_threshold, *bands),
+        "verified": verify,
+        "estimate_standard_error": math.sqrt(jaccard_threshold * (1 - jaccard_threshold) / config.num_perm),
+        "buckets": counts["buckets"],
+        "candidate_pairs": counts["candidate_pairs"],
+        "verified_pairs": counts["verified_pairs"],
         "bucket_cap": bucket_cap,
-        "capped_buckets": found["capped_buckets"],
-        "skipped_pairs": found["skipped_pairs"],
+        "capped_buckets": counts["capped_buckets"],
+        "skipped_pairs": counts["skipped_pairs"],
         "skipped_pairs_sampled": sampled,
         "skipped_pairs_sampled_lost": lost,
-        "estimated_lost_pairs": found["skipped_pairs"] * lost / sampled if sampled else 0.0,
+        "estimated_lost_pairs": counts["skipped_pairs"] * lost / sampled if sampled else 0.0,
     }
 
 

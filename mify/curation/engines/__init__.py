@@ -1,0 +1,37 @@
+"""Where the work of a curation runs: processes of this machine by default, or the nodes of a Ray cluster.
+
+    engine.run(tasks, done) -> outcomes
+
+A task is a function, arguments, and a folder as its whole output (`tasks.Task`). Which engine runs it, with how many
+workers and in which order, changes no byte.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mify.curation.engines.local import LocalEngine
+from mify.curation.engines.tasks import Engine, Outcome, Task, execute
+
+__all__ = ["Engine", "EngineName", "LocalEngine", "Outcome", "Task", "execute", "open_engine"]
+
+EngineName = Literal["local", "ray"]
+
+
+def open_engine(name: EngineName, num_workers: int, address: str | None = None) -> Engine:
+    """The engine of that name.
+
+    Args:
+        name: "local" or "ray".
+        num_workers: processes of the local engine; tasks at once on Ray (0: as many as the cluster has processors).
+        address: of the Ray cluster, as `ray.init` takes it; None: the one that RAY_ADDRESS names, or a new one on this
+            machine.
+
+    Raises:
+        MifyError: Ray is not installed, or there is no cluster at `address`.
+    """
+    if name == "local":
+        return LocalEngine(num_workers)
+    from mify.curation.engines.ray_cluster import RayEngine
+
+    return RayEngine(num_workers, address)

@@ -1,0 +1,64 @@
+"""Writers of documents in the formats that are offered, each a row at a time as far as memory goes.
+
+Parquet is what the other commands read. JSON lines hold the same columns; they are for tools that want those.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, cast
+
+from mify.curation.documents import FORMAT, REJECTED_FORMAT, SortedWriter
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+OutputFormat = Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst"]
+OUTPUT_FORMATS: tuple[OutputFormat, ...] = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst")
+
+
+class TableWriter(Protocol):
+    """Takes tables of rows in the order of the file."""
+
+    def add(self, table: pa.Table) -> None: ...
+
+
+@contextmanager
+def open_writer(
+    path: Path, form: OutputFormat, kind: Literal["documents", "rejected"], num_rows: int
+) -> Iterator[TableWriter]:
+    """A writer to `path`; tables have the columns of the kind, sorted as `write_documents`, `write_rejected` do."""
+    if form == "parquet":
+        with SortedWriter(path, FORMAT if kind == "documents" else REJECTED_FORMAT, num_rows) as writer:
+            yield writer
+    else:
+        with path.open("wb") as raw, _packed(raw, form) as file:
+            yield _JsonLines(file)
+
+
+class _JsonLines:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def add(self, table: pa.Table) -> None:
+        for row in table.to_pylist():
+            self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def _packed(raw: BinaryIO, form: OutputFormat) -> Iterator[BinaryIO]:
+    if form == "jsonl.gz":
+        # Neither a name nor a time in the header: equal rows are equal bytes.
+        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as file:
+            yield cast(BinaryIO, file)
+    elif form == "jsonl.zst":
+        import pyarrow as pa
+
+        with pa.CompressedOutputStream(pa.PythonFile(cast(Any, raw), mode="w"), "zstd") as stream:
+            yield cast(BinaryIO, stream)
+    else:
+        yield raw

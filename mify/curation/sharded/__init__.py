@@ -1,0 +1,1 @@
+"""The curation in shards: see `run.py` for its steps."""

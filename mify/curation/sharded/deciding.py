@@ -1,0 +1,141 @@
+"""The eighth step: for each partition what stays, what goes and why, and the counts of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mify.curation.evidence import Kept, exact_duplicate, near_duplicate
+from mify.curation.sharded.partitions import (
+    ALIVE,
+    GONE,
+    GONE_COLUMNS,
+    is_held_out,
+    losers_of,
+    partitions_of,
+    read_column,
+    rows_of,
+    slices_of,
+)
+from mify.curation.sharded.records import REJECTION, SCHEMA, open_table, write_table
+from mify.curation.sharded.starring import REMOVED
+from mify.curation.stages import DECONTAMINATION
+
+KEPT, REJECTED, TALLY = "kept.npy", "rejected.arrow", "tally.arrow"
+
+# What documents are counted by; null stage and reason: kept.
+GROUP = ("held_out", "source", "repo", "domain", "language", "license", "stage", "reason")
+
+
+def decide(
+    folder: Path, *, partition: int, gathered: Sequence[str], exact: Sequence[str], star: str | None
+) -> dict[str, Any]:
+    """Task: the rows that a partition keeps, all its rejected records, and its tally.
+
+    Args:
+        gathered: the folders of all partitions.
+        exact: the folders of the exact duplicates.
+        star: the folder of the star's removals; None where near-duplicates are not looked for.
+    """
+    home = Path(gathered[partition])
+    reasons: dict[int, tuple[str, str, str]] = dict(_duplicates(partition, gathered, exact, star))
+    overlaps = read_column(home, "overlap")
+    for row in np.flatnonzero(overlaps.is_valid().to_numpy()).tolist():
+        # An exact copy goes for that, and its original for the benchmark's text in it.
+        reasons.setdefault(row, (DECONTAMINATION, *json.loads(overlaps[row].as_py())))
+    reader = open_table(home / ALIVE)
+    alive = pa.Table.from_batches([reader.get_batch(i) for i in range(reader.num_record_batches)], reader.schema)
+    gone_rows = np.array(sorted(reasons), np.int64)
+    kept = np.setdiff1d(np.arange(alive.num_rows), gone_rows)
+    np.save(folder / KEPT, kept)
+
+    gone = alive.take(pa.array(gone_rows)).drop_columns(["overlap"])
+    for place, name in enumerate(REJECTION):
+        column = pa.array([reasons[row][place] for row in gone_rows.tolist()], SCHEMA.field(name).type)
+        gone = gone.append_column(name, column)
+    earlier = open_table(home / GONE)
+    before = pa.Table.from_batches([earlier.get_batch(i) for i in range(earlier.num_record_batches)], earlier.schema)
+    gone = pa.concat_tables([before, gone.select(GONE_COLUMNS)])
+    keys = gone.select(["id", *REJECTION])
+    gone = gone.take(pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]))
+    write_table(folder / REJECTED, gone, compressed=True)
+
+    stayed = _counted(alive.take(pa.array(kept)))
+    with pa.ipc.new_file(str(folder / TALLY), stayed.schema) as writer:
+        writer.write_table(pa.concat_tables([stayed, _counted(gone)]).combine_chunks())
+    held_out = read_column(home, "held_out").to_numpy()[kept]
+    return {
+        "held_out": int(np.count_nonzero(held_out)),
+        "documents": int(np.count_nonzero(~held_out)),
+        "rejected": gone.num_rows,
+    }
+
+
+def read_tally(folder: str) -> Iterator[tuple[tuple[Any, ...], tuple[int, int, int]]]:
+    """(group, (documents, bytes as read, bytes as written)) of a partition."""
+    reader = open_table(Path(folder) / TALLY)
+    for index in range(reader.num_record_batches):
+        for row in reader.get_batch(index).to_pylist():
+            yield tuple(row[name] for name in GROUP), (row["documents"], row["bytes_read"], row["bytes_written"])
+
+
+def _counted(table: pa.Table) -> pa.Table:
+    columns = {name: table.column(name) if name in table.column_names else None for name in GROUP}
+    nulls = pa.nulls(table.num_rows, pa.string())
+    counted = pa.table(
+        {
+            **{name: nulls if column is None else column for name, column in columns.items()},
+            "read": table.column("num_bytes"),
+            "written": pc.binary_length(table.column("text")).cast(pa.int64()),
+        }
+    )
+    grouped = counted.group_by(list(GROUP), use_threads=False).aggregate(
+        [("read", "count"), ("read", "sum"), ("written", "sum")]
+    )
+    names = {"read_count": "documents", "read_sum": "bytes_read", "written_sum": "bytes_written"}
+    grouped = grouped.rename_columns([names.get(name, name) for name in grouped.column_names])
+    return grouped.sort_by([(name, "ascending") for name in GROUP])
+
+
+def _duplicates(
+    partition: int, gathered: Sequence[str], exact: Sequence[str], star: str | None
+) -> Iterator[tuple[int, tuple[str, str, str]]]:
+    """(row, (stage, reason, evidence)) of a partition's exact and near duplicates."""
+    losers = losers_of(partition, exact)
+    near: NDArray[Any] = np.empty(0, [("removed", "<u8"), ("kept", "<u8"), ("jaccard", "<f8")])
+    if star is not None:
+        removed = np.load(Path(star) / REMOVED, mmap_mode="r")
+        near = np.concatenate([removed[part] for part in slices_of(removed, "removed", partition)])
+    names = _names(np.concatenate([losers["kept"], near["kept"]]), gathered)
+    for code, kept in zip(losers["removed"], losers["kept"], strict=True):
+        found = exact_duplicate(names[int(kept)], bool(is_held_out(code)))
+        yield int(rows_of(code)), (found.stage, found.reason, _json(found.evidence))
+    for code, kept, jaccard in near.tolist():
+        code = np.uint64(code)
+        found = near_duplicate(names[kept], bool(is_held_out(code)), jaccard)
+        yield int(rows_of(code)), (found.stage, found.reason, _json(found.evidence))
+
+
+def _json(evidence: Mapping[str, Any]) -> str:
+    return json.dumps(evidence, sort_keys=True, ensure_ascii=False)
+
+
+def _names(codes: NDArray[np.uint64], gathered: Sequence[str]) -> dict[int, Kept]:
+    """What evidence says of the documents of these codes, looked up in their partitions."""
+    found: dict[int, Kept] = {}
+    codes = np.unique(codes)
+    homes = partitions_of(codes)
+    for home in np.unique(homes).tolist():
+        here = codes[homes == home]
+        rows = pa.array(rows_of(here))
+        columns = [read_column(gathered[home], name).take(rows).to_pylist() for name in ("id", "repo", "path")]
+        for code, id, repo, path in zip(here, *columns, strict=True):
+            found[int(code)] = Kept(id, repo, path, bool(is_held_out(code)))
+    return found
