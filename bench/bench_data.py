@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mify.bench import data_passes
 from mify.bench import data_rivals as rivals
 from mify.bench.data_corpus import Corpus
 from mify.bench.data_inputs import CONTEXT, SENTINELS, Bench
@@ -40,6 +41,8 @@ CASES = {
     "rows-8k": "the host pass from a plan to packed rows, uint16",
     "rows-memory": "what the pass takes beside its output",
     "random-access": "documents in shuffled order through the memory map, cold, against a sequential read",
+    "host-pass": "rows widened to a batch on the host: int64 tokens, labels, positions, cu_seqlens",
+    "device-pass": "the same on a GPU, and gathered there from resident tokens, against a copy in its memory",
     "mixture": "78:12:10 by trained tokens",
     "resume": "state of the stream, and the time to the next batch from it",
 }
@@ -371,6 +374,8 @@ _CASES: dict[str, Callable[[Bench, str], None]] = {
     "rows-8k": _rows,
     "rows-memory": _rows_memory,
     "random-access": _random_access,
+    "host-pass": data_passes.host_pass,
+    "device-pass": data_passes.device_pass,
     "mixture": _mixture,
     "resume": _resume,
 }

@@ -84,7 +84,13 @@ def _gpu_cases() -> dict[str, OpCase]:
 
         return OpCase(what, "cuda", make, costs)
 
+    def pack() -> Parts:
+        from mify.bench import pack_ops
+
+        return pack_ops.fim_pack("cuda", 512, 8192)
+
     rotation = cost.rope(32768, 20, 4, 128)
+    packed = (512 * 8192, 512 * 8)
     return {
         "gqa-packed-512-20-4": gqa("32k tokens of documents of 512 on average, 20/4/128, causal", 32768, 512, 20, 4),
         "gqa-packed-2k-20-4": gqa("64k tokens of documents of 2k on average, 20/4/128, causal", 65536, 2048, 20, 4),
@@ -103,6 +109,8 @@ def _gpu_cases() -> dict[str, OpCase]:
             "forward": cost.swiglu_forward(32768, 6912), "backward": cost.swiglu_backward(32768, 6912)}),
         "linear-ce": simple("output matrix and loss, 8192 x 2560 x 65,536", "linear_ce", (8192, 2560, 65_536), {
             "forward and backward": cost.linear_cross_entropy(8192, 2560, 65_536, weight_grad=cost.BF16)}),
+        "fim-pack": OpCase("512 rows of 8192 from uint16 to a batch, widened, or gathered by spans", "cuda", pack, {
+            "rows": cost.unpack_rows(*packed), "spans": cost.pack_spans(*packed, 512 * 20)}),
     }  # fmt: skip
 
 
@@ -119,6 +127,11 @@ def _cpu_cases() -> dict[str, OpCase]:
 
         return OpCase(what, "cpu", make, {})
 
+    def pack() -> Parts:
+        from mify.bench import pack_ops
+
+        return pack_ops.fim_pack("cpu", 32, 8192)
+
     def documents() -> list[int]:
         from mify.bench.kernel_ops import document_lengths
 
@@ -132,6 +145,7 @@ def _cpu_cases() -> dict[str, OpCase]:
         "cpu-rope": case("rotary positions, 4k x 6/2/128, fp32, CPU", "rope", 4096, 6, 2, 128),
         "cpu-swiglu": case("SwiGLU, 4k x 2048, fp32, CPU", "swiglu", 4096, 2048),
         "cpu-linear-ce": case("output matrix and loss, 4096 x 192 x 4096, fp32, CPU", "linear_ce", 4096, 192, 4096),
+        "cpu-fim-pack": OpCase("32 rows of 8192 from uint16 to a batch, widened, or gathered, CPU", "cpu", pack, {}),
     }
 
 
@@ -264,6 +278,10 @@ def _wrong(prepared: Prepared) -> dict[str, str]:
             wrong[name] = f"{type(error).__name__}: {error}"[:200]
             continue
         for result, right in zip(results, exact, strict=True):
+            if not result.is_floating_point():
+                if not torch.equal(result, right):
+                    wrong[name] = "wrong result: integers differ"
+                continue
             # Four times the spacing of the result's dtype at the largest value: above rounding, below any mistake.
             size = right.abs().max().item() or 1.0
             allowed = max(4 * torch.finfo(result.dtype).eps, 1e-4) * size

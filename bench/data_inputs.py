@@ -14,6 +14,7 @@ from mify.bench.rows import Row
 from mify.bench.suite import Options
 from mify.data.fim import FimConfig
 from mify.data.plan import PlanConfig, WindowPlan, plan_window
+from mify.data.rows import PackedRows, make_rows
 from mify.data.shards import TokenShards, write_shards
 from mify.tokenizer import Tokenizer, train_tokenizer
 
@@ -64,6 +65,14 @@ class Bench:
     def plan(self, rate: float, epoch: int = 0) -> WindowPlan:
         config = PlanConfig(CONTEXT, self.options.seed, FimConfig(rate, domains=("code", "text", "math")))
         return plan_window(self.shards, self.tokenizer, self.window, config, epoch, 0)
+
+    def some_bins(self, most: int) -> NDArray[np.int64]:
+        """The window's first bins."""
+        return np.arange(min(most, self.plan(0.25).num_bins))
+
+    def some_rows(self, most: int) -> PackedRows:
+        bins = self.some_bins(most)
+        return make_rows(self.plan(0.25), bins, self.shards, context=CONTEXT, pad_id=1, sentinels=SENTINELS)
 
     def row(self, case: str, metric: str, value: float, unit: str, **more: Any) -> None:
         target = self.options.targets.find("data", case, metric)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mify.data.plan import WindowPlan
-from mify.data.rows import make_rows
+from mify.data.rows import PackedRows, make_rows
 from mify.data.shards import TokenShards
 from mify.tokenizer import QWEN2_PATTERN, Tokenizer
 
@@ -100,6 +100,21 @@ def concatenate_and_chunk(tokens: Ids, context: int) -> int:
     inputs = tokens[: rows * context].astype(np.int64)
     labels = tokens[1 : rows * context + 1].astype(np.int64)
     return len(inputs) + len(labels)
+
+
+def widen_in_numpy(rows: PackedRows, max_segments: int) -> tuple[Ids, ...]:
+    """Rows to int64 tokens, labels, positions and cu_seqlens, an operation after the other."""
+    num_rows, context = rows.tokens.shape
+    size = num_rows * context
+    starts = rows.segment_starts + np.repeat(np.arange(num_rows) * context, np.diff(rows.row_starts))
+    cu_seqlens = np.full(num_rows * max_segments + 1, size, np.int32)
+    cu_seqlens[: len(starts)] = starts
+    tokens = rows.tokens.reshape(-1).astype(np.int64)
+    positions = np.arange(size) - np.repeat(starts, np.diff(starts, append=size))
+    loss = np.unpackbits(rows.loss_bits, axis=1, count=context, bitorder="little").reshape(-1).astype(bool)
+    labels = np.full(size, -100)
+    labels[:-1] = np.where(loss[1:] & (positions[1:] > 0), tokens[1:], -100)
+    return tokens, labels, positions, cu_seqlens
 
 
 def train_with_tokenizers(texts: list[str], vocab_size: int) -> dict[str, Any]:

@@ -77,10 +77,22 @@ void unpack_row(const FimPackParams& params, int64_t row) {
   std::copy_n(from, context, tokens);
   // Target t carries loss: the label stands one place earlier. The row's first token is nobody's target.
   const uint8_t* const bits = params.loss_bits + row * ((context + 7) / 8);
-  for (int64_t at = 0; at + 1 < context; ++at) {
-    const int64_t target = at + 1;
-    labels[at] = bits[target >> 3] >> (target & 7) & 1 ? int64_t{from[target]} : kIgnoreLabel;
+  const auto label = [&](int64_t target) {
+    return bits[target >> 3] >> (target & 7) & 1 ? int64_t{from[target]} : kIgnoreLabel;
+  };
+  int64_t target = 1;
+  for (; target < context && target % 8 != 0; ++target) labels[target - 1] = label(target);
+  for (; target + 8 <= context; target += 8) {  // whole bytes, most of them all or nothing
+    const uint8_t byte = bits[target >> 3];
+    if (byte == 0xFF) {
+      std::copy_n(from + target, 8, labels + target - 1);
+    } else if (byte == 0) {
+      std::fill_n(labels + target - 1, 8, kIgnoreLabel);
+    } else {
+      for (int64_t i = 0; i < 8; ++i) labels[target - 1 + i] = label(target + i);
+    }
   }
+  for (; target < context; ++target) labels[target - 1] = label(target);
   labels[context - 1] = kIgnoreLabel;
   for_parts(params.segment_rows, params.segment_starts, row, context, [&](int64_t begin, int64_t end, int64_t) {
     count_positions(params.positions + base, begin, end);
