@@ -43,12 +43,28 @@ class Findings:
             if len(self._shown) >= 2 * MAX_SHOWN:
                 self._cut()
 
+    def state(self) -> dict[str, Any]:
+        """All that was counted, as JSON."""
+        self._cut()
+        counters = {"failed": self._failed, "alone": self._alone, "overlapping": self._overlapping}
+        return {**counters, "tasks": self._tasks, "shown": self._shown}
+
+    def merge(self, state: dict[str, Any]) -> None:
+        """Adds what another counted."""
+        self._failed.update(state["failed"])
+        self._alone.update(state["alone"])
+        self._overlapping.update(state["overlapping"])
+        for benchmark, tasks in state["tasks"].items():
+            self._tasks.setdefault(benchmark, Counter()).update(tasks)
+        self._shown += state["shown"]
+        self._cut()
+
     def rules(self) -> dict[str, dict[str, int]]:
         """{rule: {"failed": documents that fail it, "alone": those that fail no other}} of the quality rules."""
         return {rule: {"failed": self._failed[rule], "alone": self._alone[rule]} for rule in sorted(self._failed)}
 
     def matches(self) -> dict[str, Any]:
-        """{"benchmarks": {name: {"documents", "tasks": {task: documents}}}, "documents": the first by id with spans}."""
+        """{"benchmarks": {name: {"documents", "tasks": {task: documents}}}, "documents": the first, with spans}."""
         self._cut()
         benchmarks = {
             name: {"documents": count, "tasks": dict(sorted(self._tasks[name].items()))}

@@ -88,7 +88,7 @@ def test_mistakes_end_in_a_message_and_code_2(project: Path, tmp_path: Path) -> 
         (("curate", project), "no output folder was named"),
         (("curate", project, "--python-installation", "--out", out), "exclude each other"),
         (("curate", tmp_path / "absent", "--out", out), "does not exist"),
-        (("curate", project, "--out", out, "--config", tmp_path / "bad.toml"), "did you mean starcoder2?"),
+        (("curate", project, "--out", out, "--config", tmp_path / "bad.toml"), "did you mean quality.starcoder2?"),
         (("curate", project, "--out", out, "--config", tmp_path / "no.toml"), "no.toml cannot be read"),
         (("curate", project, "--out", tmp_path / "filled"), "holds other files (x)"),
         (("curate", "--explain", "abcd"), "--explain needs the folder"),

@@ -207,7 +207,7 @@ def test_same_input_gives_the_same_bytes_for_any_order_and_number_of_workers(tmp
     shuffled = random.Random(1).sample(documents, len(documents))
     second = curate(shuffled, tmp_path / "b", config(), held_out=held[::-1], num_workers=2)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["documents.parquet", "held_out.parquet", "rejected.parquet", "report.json"]
+    assert names == ["documents.parquet", "held_out.parquet", "rejected.parquet", "report.html", "report.json"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert first.data == second.data == load_report(tmp_path / "a")
@@ -320,7 +320,7 @@ def test_a_report_stands_only_beside_whole_files(tmp_path: Path, monkeypatch: py
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mify.curation.pipeline.write_rejected", fail)
+    monkeypatch.setattr("mify.curation.pipeline.publish", fail)
     with pytest.raises(KeyboardInterrupt):
         curate(documents, tmp_path, config(), held_out=held)
     with pytest.raises(MifyError, match="does not exist"):
@@ -355,7 +355,7 @@ def test_reports_of_another_version_are_refused(tmp_path: Path) -> None:
     curate([make(program(1), "a.py")], tmp_path, config())
     report = json.loads((tmp_path / "report.json").read_text())
     (tmp_path / "report.json").write_text(json.dumps({**report, "version": "9"}))
-    with pytest.raises(MifyError, match="has version '9'; this mify reads 1"):
+    with pytest.raises(MifyError, match="has version '9'; this mify reads 2"):
         load_report(tmp_path)
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(MifyError, match="no report of a curation"):

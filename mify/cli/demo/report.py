@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from mify.cli.demo import charts
 from mify.files import atomic_file
+from mify.page import render
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,19 @@ def write_report(data: ReportData, folder: Path) -> None:
     charts.composition(data.available, data.trained, data.target, folder / "composition.png")
     charts.loss_curve(data.steps, data.losses, data.held_out, folder / "loss.png")
     charts.seconds_by_stage(data.stages, folder / "stages.png")
-    environment = Environment(
-        loader=PackageLoader("mify.cli.demo", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["picture"] = lambda name: _data_url(folder / name)
     best = {
         domain: min(values[domain] for _, values in data.bits_per_byte if domain in values)
         for domain in (*charts.DOMAIN_COLORS, "all")
         if any(domain in values for _, values in data.bits_per_byte)
     }
-    page = environment.get_template("report.html.jinja").render(data=data, best=best, domains=list(best))
+    page = render(
+        "mify.cli.demo",
+        "report.html.jinja",
+        data=data,
+        best=best,
+        domains=list(best),
+        picture=lambda name: _data_url(folder / name),
+    )
     with atomic_file(folder / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
 

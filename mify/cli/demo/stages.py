@@ -38,7 +38,10 @@ class DemoConfig:
 
 def demo_stages(config: DemoConfig) -> list[Stage]:
     """The stages in order, each with the settings that decide its outputs."""
+    from mify.curation.config import CurationConfig
+    from mify.curation.pipeline import REPORT_VERSION
     from mify.training.config import load_recipe
+    from mify.typed_tree import to_plain
 
     recipe = load_recipe("demo")
     train_settings = {"recipe": recipe.hash, "seed": config.seed, "steps": config.steps}
@@ -51,7 +54,12 @@ def demo_stages(config: DemoConfig) -> list[Stage]:
         Stage(
             "curate",
             "Curate",
-            {"seed": config.seed, "bytes": config.max_bytes},
+            {
+                "seed": config.seed,
+                "bytes": config.max_bytes,
+                "rules": to_plain(CurationConfig()),
+                "report": REPORT_VERSION,
+            },
             (),
             ("corpus",),
             partial(curate, config),
