@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mify.curation.config import CurationConfig
 from mify.curation.documents import Document, read_documents, read_rejected
+from mify.curation.licenses import decide
 from mify.curation.pipeline import DOCUMENTS, HELD_OUT, REJECTED, load_report
+from mify.curation.quality import quality_findings
+from mify.curation.syntax import checked_languages, error_fraction
 from mify.errors import MifyError
+from mify.typed_tree import build
 
 MIN_PREFIX = 4
 
@@ -25,6 +30,7 @@ class Explanation:
         stage, reason: of the rejection, "" for a kept document.
         evidence: what the rule saw.
         removed_for_it: near and exact duplicates that were dropped because this document stays, as (path, evidence).
+        checks: of a kept document, what every stage found, a line each.
     """
 
     document: Document
@@ -32,7 +38,8 @@ class Explanation:
     stage: str
     reason: str
     evidence: dict[str, Any]
-    removed_for_it: tuple[tuple[str, dict[str, Any]], ...]
+    removed_for_it: tuple[tuple[str, dict[str, Any]], ...] = ()
+    checks: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """For people: one fact a line."""
@@ -44,6 +51,7 @@ class Explanation:
             f"  {self.outcome}" + (f" at stage {self.stage}: {self.reason}" if self.stage else ""),
         ]
         lines += [f"    {key}: {_shown(value)}" for key, value in self.evidence.items()]
+        lines += [f"    {check}" for check in self.checks]
         for path, evidence in self.removed_for_it:
             jaccard = f" (Jaccard {evidence['jaccard']})" if "jaccard" in evidence else ""
             lines.append(f"  it stays for {path}{jaccard}")
@@ -60,7 +68,7 @@ def explain(folder: Path, wanted: str) -> list[Explanation]:
     Raises:
         MifyError: `folder` holds no finished curation, `wanted` is too short, or nothing matches.
     """
-    load_report(folder)
+    config = build(CurationConfig, load_report(folder)["config"])
     if len(wanted) < MIN_PREFIX:
         raise MifyError(f"--explain {wanted!r} is too short", f"give {MIN_PREFIX} or more digits of the id, or a path")
 
@@ -77,13 +85,43 @@ def explain(folder: Path, wanted: str) -> list[Explanation]:
         if evidence.get("kept") in ids:
             removed.setdefault(evidence["kept"], []).append((f"{item.document.repo}/{item.document.path}", evidence))
         if matches(item.document):
-            rejected.append(Explanation(item.document, "rejected", item.stage, item.reason, evidence, ()))
+            rejected.append(Explanation(item.document, "rejected", item.stage, item.reason, evidence))
     found = [
-        Explanation(document, outcome, "", "", {}, tuple(removed.get(document.id, ()))) for document, outcome in kept
+        Explanation(
+            document, outcome, "", "", {}, tuple(removed.get(document.id, ())), tuple(_checks(document, config))
+        )
+        for document, outcome in kept
     ]
     if not found and not rejected:
         raise MifyError(f"no document of {folder} has an id or path like {wanted!r}", "ids stand in documents.parquet")
     return found + rejected
+
+
+def _checks(document: Document, config: CurationConfig) -> Iterator[str]:
+    """What each stage finds in a document that passes them all, measured again on the text that was kept."""
+    decision = decide(document.license, config.license)
+    judged = ", ".join(f"{name} is {category}" for name, category in decision.categories)
+    yield f"license: {judged or 'unknown licenses are accepted'}"
+    findings = list(quality_findings(document.text, document.language, config.quality))
+    yield f"quality: passes {len(findings)} rules"
+    for finding in findings:
+        sign = "of at least" if "/min_" in finding.rule else "of at most"
+        known = "" if finding.rule.endswith("must_parse") else f" {sign} {_figure(finding.limit)}"
+        yield f"  {finding.rule}: {_figure(finding.value)}{known}"
+    if document.language in checked_languages(config.syntax):
+        fraction, _ = error_fraction(document.text, document.language)
+        limit = config.syntax.max_error_fraction
+        yield f"syntax: the grammar cannot place {fraction:.4f} of it, of at most {limit}"
+    if config.decontamination.benchmarks:
+        named = ", ".join(Path(name).name for name in config.decontamination.benchmarks)
+        yield f"decontamination: no {config.decontamination.ngram} words in a row with {named}"
+    if config.near_duplicates.enabled:
+        threshold = config.near_duplicates.jaccard_threshold
+        yield f"near duplicates: none that stays was found at Jaccard {threshold} or above"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _kept(folder: Path) -> Iterator[tuple[Document, str]]:

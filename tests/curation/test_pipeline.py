@@ -381,6 +381,12 @@ def test_explain_tells_of_kept_and_dropped_documents(tmp_path: Path) -> None:
     assert found.outcome == "kept, held out"
     assert [path for path, _ in found.removed_for_it] == ["r/leaked_near.py"]
     assert "it stays for r/leaked_near.py (Jaccard 0." in "\n".join(found.lines())
+    told = "\n".join(found.lines())
+    assert "license: MIT is Permissive" in told
+    assert "starcoder2/max_line_length:" in told
+    assert "of at most 1,000" in told
+    assert "opencoder_python/must_parse: parses" in told
+    assert "none that stays was found at Jaccard 0.7 or above" in told
     (vendored,) = explain(tmp_path, "r/_vendor/x.py")
     assert vendored.reason == "unknown license of vendored code"
     assert [item.document.path for item in explain(tmp_path, "x.py")] == ["_vendor/x.py"]
