@@ -1,9 +1,12 @@
-"""The ops that `mify bench kernels` times: inputs, ours, rivals, cost. One function an op; nothing is timed here."""
+"""What `mify bench kernels` times of attention: inputs, ours, rivals, cost; and what all ops share.
+
+One function an op; nothing is timed here. The row-wise ops and the loss stand in `row_ops`.
+"""
 
 from __future__ import annotations
 
 import importlib
-import random
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mify import kernels
+from mify.bench.kernel_cases import document_lengths
 from mify.bench.timing import Work, random_like_activations
 from mify.kernels import cost
 from mify.kernels.attention.gqa_decode import FP8, gqa_decode
 from mify.kernels.cost import Cost
-from mify.kernels.rope.rotary import rope_angles
 
 
 @dataclass
@@ -30,6 +33,8 @@ class Prepared:
         exact: gives the result in fp32 (or wider), which every implementation is held against before it is timed.
         absent: rival → why it cannot run here.
         memory_besides: bytes of results that any implementation must hold; where given, what is held besides is a row.
+        seen: what of a call's result is compared with `exact`; None compares it as it is.
+        tolerance: the largest error, as a share of the largest value; None goes by the dtype.
     """
 
     works: dict[str, Work | Sequence[Work]]
@@ -37,21 +42,15 @@ class Prepared:
     exact: Callable[[], Any]
     absent: dict[str, str] = field(default_factory=dict)
     memory_besides: int | None = None
+    seen: Callable[[Any], Any] | None = None
+    tolerance: float | None = None
 
 
 Parts = Mapping[str, Prepared]
+__all__ = ["Parts", "Prepared", "as_tuple", "decode", "differentiable", "document_lengths", "gqa", "optional"]
 
 
-def document_lengths(total: int, mean: int, seed: int) -> list[int]:
-    """Lengths that sum to `total`, exponentially distributed about `mean` as code files roughly are."""
-    source = random.Random(seed)
-    lengths: list[int] = []
-    while (left := total - sum(lengths)) > 0:
-        lengths.append(min(left, max(16, int(source.expovariate(1 / mean)))))
-    return lengths
-
-
-def _forward_backward(
+def differentiable(
     calls: Mapping[str, Callable[..., Tensor | tuple[Tensor, ...]]],
     inputs: Sequence[Tensor],
     forward_cost: Cost,
@@ -59,42 +58,47 @@ def _forward_backward(
     absent: dict[str, str],
     exact: Callable[..., Any],
 ) -> Parts:
-    """The two directions of differentiable functions of the same `inputs`; output gradients are random."""
+    """The two directions of differentiable functions of the same `inputs`; output gradients are random.
+
+    Every implementation gets inputs and gradients of its own: some write into theirs.
+    """
     leaves = {name: [x.detach().clone().requires_grad_() for x in inputs] for name in calls}
     results: dict[str, tuple[Tensor, ...]] = {}
     failed = dict(absent)
     for name, call in calls.items():
         try:
-            results[name] = _tuple(call(*leaves[name]))
+            results[name] = as_tuple(call(*leaves[name]))
         except Exception as error:
             if name == "mify":
                 raise
             failed[name] = f"{type(error).__name__}: {error}"[:200]
     grads = [torch.randn_like(x) for x in results["mify"]]
 
+    def forward(name: str) -> Work:
+        own = [x.detach().clone() for x in inputs]
+        return lambda: calls[name](*own)
+
     def backward(name: str) -> Work:
-        return lambda: torch.autograd.grad(results[name], leaves[name], grads, retain_graph=True)
+        own = [g.clone() for g in grads]
+        return lambda: torch.autograd.grad(results[name], leaves[name], own, retain_graph=True)
 
     def exact_backward() -> Any:
         wide = [x.detach().float().requires_grad_() for x in inputs]
-        return torch.autograd.grad(_tuple(exact(*wide)), wide, [g.float() for g in grads])
-
-    def no_grad(name: str) -> Work:
-        return lambda: calls[name](*inputs)
+        return torch.autograd.grad(as_tuple(exact(*wide)), wide, [g.float() for g in grads])
 
     return {
         "forward": Prepared(
-            {name: no_grad(name) for name in results}, forward_cost, lambda: exact(*(x.float() for x in inputs)), failed
+            {name: forward(name) for name in results}, forward_cost, lambda: exact(*(x.float() for x in inputs)), failed
         ),
         "backward": Prepared({name: backward(name) for name in results}, backward_cost, exact_backward, failed),
     }
 
 
-def _tuple(x: Any) -> tuple[Tensor, ...]:
+def as_tuple(x: Any) -> tuple[Tensor, ...]:
     return tuple(x) if isinstance(x, (tuple, list)) else (x,)
 
 
-def _optional(module: str, name: str, absent: dict[str, str], label: str) -> Any:
+def optional(module: str, name: str, absent: dict[str, str], label: str) -> Any:
     """A rival's function, or None with the reason in `absent`."""
     try:
         return getattr(importlib.import_module(module), name)
@@ -103,8 +107,14 @@ def _optional(module: str, name: str, absent: dict[str, str], label: str) -> Any
         return None
 
 
-def gqa(device: str, dtype: torch.dtype, lengths: list[int], heads: int, kv_heads: int, dim: int) -> Parts:
-    """Packed causal attention against flash-attn 2, 3 and 4, cuDNN and torch's own, whichever are here."""
+def gqa(
+    device: str, dtype: torch.dtype, lengths: list[int], heads: int, kv_heads: int, dim: int, own_triton: bool = False
+) -> Parts:
+    """Packed causal attention against flash-attn 2, 3 and 4, cuDNN and torch's own, whichever are here.
+
+    Args:
+        own_triton: also time our Triton kernels where the dispatcher takes something else.
+    """
     tokens, longest = sum(lengths), max(lengths)
     q, k, v = (
         random_like_activations(tokens, n, dim, dtype=dtype, device=device, seed=n) for n in (heads, kv_heads, kv_heads)
@@ -113,16 +123,21 @@ def gqa(device: str, dtype: torch.dtype, lengths: list[int], heads: int, kv_head
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device=device)
     absent: dict[str, str] = {}
     calls: dict[str, Callable[..., Any]] = {"mify": lambda q, k, v: kernels.gqa_attention(q, k, v, bounds, longest)}
+    if own_triton:
+        calls["mify triton"] = lambda q, k, v: kernels.gqa_attention(q, k, v, bounds, longest, impl="triton")
     if device == "cuda":
         for label, module in (("fa2", "flash_attn"), ("fa3", "flash_attn_interface"), ("fa4", "flash_attn.cute")):
-            found = _optional(module, "flash_attn_varlen_func", absent, label)
+            found = optional(module, "flash_attn_varlen_func", absent, label)
             if found is not None:
                 calls[label] = _flash(found, bounds, longest)
-        varlen = _optional("torch.nn.attention.varlen", "varlen_attn", absent, "torch varlen")
+        varlen = optional("torch.nn.attention.varlen", "varlen_attn", absent, "torch varlen")
         if varlen is not None:
+            more = _varlen_heads(varlen, heads != kv_heads)
             calls["torch varlen"] = lambda q, k, v: varlen(
-                q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0), enable_gqa=heads != kv_heads
+                q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0), **more
             )
+        if len(set(lengths)) > 1:
+            absent["cudnn"] = "torch gives cuDNN no documents of different lengths"
     if len(set(lengths)) == 1:
         calls |= _sdpa(len(lengths), device)
     elif device == "cpu":
@@ -134,10 +149,15 @@ def gqa(device: str, dtype: torch.dtype, lengths: list[int], heads: int, kv_head
     def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return _by_document(q, k, v, lengths)
 
-    return _forward_backward(
+    return differentiable(
         calls, (q, k, v), cost.gqa_forward(*sizes, element=element),
         cost.gqa_backward(*sizes, element=element, recomputed=True), absent, exact,
     )  # fmt: skip
+
+
+def _varlen_heads(varlen: Any, grouped: bool) -> dict[str, bool]:
+    """torch 2.12 asks to be told that heads are grouped; before, they simply may be."""
+    return {"enable_gqa": grouped} if "enable_gqa" in inspect.signature(varlen).parameters else {}
 
 
 def _flash(function: Any, bounds: Tensor, longest: int) -> Callable[..., Tensor]:
@@ -175,112 +195,6 @@ def _by_document(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     return torch.cat(parts)
 
 
-def norm(device: str, dtype: torch.dtype, tokens: int, features: int) -> Parts:
-    """RMSNorm against torch's, torch.compile's, Liger's and QuACK's."""
-    x = random_like_activations(tokens, features, dtype=dtype, device=device)
-    weight = random_like_activations(features, dtype=dtype, device=device, seed=1)
-    absent: dict[str, str] = {}
-
-    def plain(x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (features,), weight, 1e-5)
-
-    calls: dict[str, Callable[..., Any]] = {"mify": lambda x, w: kernels.rms_norm(x, w, 1e-5), "torch": plain}
-    if device == "cuda":
-        calls["torch.compile"] = torch.compile(plain)
-        liger = _optional("liger_kernel.ops.rms_norm", "LigerRMSNormFunction", absent, "liger")
-        if liger is not None:
-            calls["liger"] = lambda x, w: liger.apply(x, w, 1e-5, 0.0, "llama", False)
-        quack = _optional("quack.rmsnorm", "rmsnorm", absent, "quack")
-        if quack is not None:
-            calls["quack"] = lambda x, w: quack(x, w, eps=1e-5)
-    element = dtype.itemsize
-    return _forward_backward(
-        calls, (x, weight), cost.rms_norm_forward(tokens, features, element=element),
-        cost.rms_norm_backward(tokens, features, element=element), absent, plain,
-    )  # fmt: skip
-
-
-def rope(device: str, dtype: torch.dtype, tokens: int, heads: int, kv_heads: int, dim: int) -> Parts:
-    """Rotary positions of q and k in one pass, against torch and torch.compile."""
-    q, k = (random_like_activations(tokens, n, dim, dtype=dtype, device=device, seed=n) for n in (heads, kv_heads))
-    cos, sin = rope_angles(torch.arange(tokens, device=device), dim, 1e6)
-
-    def turn(x: Tensor) -> Tensor:
-        a, b = x.float().chunk(2, -1)
-        c, s = cos[:, None], sin[:, None]
-        return torch.cat([a * c - b * s, b * c + a * s], -1).to(x.dtype)
-
-    def plain(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return turn(q), turn(k)
-
-    calls: dict[str, Callable[..., Any]] = {"mify": lambda q, k: kernels.apply_rope(q, k, cos, sin), "torch": plain}
-    if device == "cuda":
-        calls["torch.compile"] = torch.compile(plain)
-    once = cost.rope(tokens, heads, kv_heads, dim, element=dtype.itemsize)
-    return _forward_backward(calls, (q, k), once, once, {}, plain)
-
-
-def swiglu(device: str, dtype: torch.dtype, tokens: int, features: int) -> Parts:
-    """SwiGLU against torch, torch.compile and Liger."""
-    gate, up = (random_like_activations(tokens, features, dtype=dtype, device=device, seed=i) for i in (0, 1))
-    absent: dict[str, str] = {}
-
-    def plain(gate: Tensor, up: Tensor) -> Tensor:
-        return F.silu(gate) * up
-
-    calls: dict[str, Callable[..., Any]] = {"mify": lambda g, u: kernels.swiglu(g, u), "torch": plain}
-    if device == "cuda":
-        calls["torch.compile"] = torch.compile(plain)
-        liger = _optional("liger_kernel.ops.swiglu", "LigerSiLUMulFunction", absent, "liger")
-        if liger is not None:
-            calls["liger"] = lambda g, u: liger.apply(g, u)
-    element = dtype.itemsize
-    return _forward_backward(
-        calls, (gate, up), cost.swiglu_forward(tokens, features, element=element),
-        cost.swiglu_backward(tokens, features, element=element), absent, plain,
-    )  # fmt: skip
-
-
-def linear_ce(device: str, dtype: torch.dtype, rows: int, features: int, vocabulary: int) -> Parts:
-    """Output matrix and loss, forward and backward together, against whole logits in torch and against Liger's."""
-    hidden = random_like_activations(rows, features, dtype=dtype, device=device)
-    weight = (random_like_activations(vocabulary, features, dtype=torch.float32, device=device, seed=1) * 0.02).to(
-        dtype
-    )
-    labels = torch.randint(vocabulary, (rows,), device=device, generator=torch.Generator(device).manual_seed(2))
-    absent: dict[str, str] = {}
-
-    def plain(hidden: Tensor, weight: Tensor) -> Tensor:
-        return F.cross_entropy((hidden @ weight.t()).float(), labels, reduction="sum")
-
-    calls: dict[str, Callable[..., Tensor]] = {
-        "mify": lambda h, w: kernels.linear_cross_entropy(h, w, labels)[0],
-        "torch": plain,
-    }
-    if device == "cuda":
-        liger = _optional(
-            "liger_kernel.ops.fused_linear_cross_entropy", "LigerFusedLinearCrossEntropyFunction", absent, "liger"
-        )
-        if liger is not None:
-            calls["liger"] = lambda h, w: liger.apply(h, w, labels, None, None, -100, 0.0, 0.0, "sum")[0]
-        quack = _optional("quack.linear_cross_entropy", "chunked_linear_cross_entropy", absent, "quack")
-        if quack is not None:
-            calls["quack"] = lambda h, w: quack(h, w, labels, reduction="sum")
-
-    def both(call: Callable[..., Tensor]) -> Work:
-        leaves = [x.detach().clone().requires_grad_() for x in (hidden, weight)]
-        return lambda: torch.autograd.grad(call(*leaves), leaves)
-
-    def exact() -> Any:
-        leaves = [x.detach().float().requires_grad_() for x in (hidden, weight)]
-        return torch.autograd.grad(plain(*leaves), leaves)
-
-    works = {name: both(call) for name, call in calls.items()}
-    element = dtype.itemsize
-    whole = cost.linear_cross_entropy(rows, features, vocabulary, element=element, weight_grad=element)
-    return {"forward and backward": Prepared(dict(works), whole, exact, absent, weight.nbytes)}
-
-
 def decode(
     device: str, dtype: torch.dtype, batch: int, keys: int, heads: int, kv_heads: int, dim: int, fp8: bool, copies: int
 ) -> Parts:
@@ -291,7 +205,7 @@ def decode(
     cache = FP8 if fp8 else dtype
     absent: dict[str, str] = {}
     ours, rivals = [], []
-    varlen = _optional("torch.nn.attention.varlen", "varlen_attn", absent, "torch varlen") if device == "cuda" else None
+    varlen = optional("torch.nn.attention.varlen", "varlen_attn", absent, "torch varlen") if device == "cuda" else None
     q = random_like_activations(batch, heads, dim, dtype=dtype, device=device)
     for copy in range(copies):
         shape = (batch * columns, page, kv_heads, dim)
@@ -319,7 +233,8 @@ def _decode_call(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, table: Tensor
 
 def _varlen_decode(varlen: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, table: Tensor, keys: int) -> Work:
     bounds = torch.arange(q.shape[0] + 1, dtype=torch.int32, device=q.device)
-    return lambda: varlen(q, k, v, bounds, None, 1, keys, enable_gqa=True, seqused_k=lengths, block_table=table)
+    more = _varlen_heads(varlen, True)
+    return lambda: varlen(q, k, v, bounds, None, 1, keys, seqused_k=lengths, block_table=table, **more)
 
 
 def _decode_plain(q: Tensor, k: Tensor, v: Tensor, table: Tensor, keys: int) -> Tensor:

@@ -13,17 +13,35 @@ from mify.kernels.cost import Cost
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """Bytes/s of a copy (read and written) and FLOP/s of a square product, the best of several rounds on this
-    device.
+    """What this device reached at best, of several rounds.
+
+    Args:
+        bandwidth: bytes/s of a copy, read and written. flops: FLOP/s of a square product in `dtype`.
+        read: bytes/s of a sum, which reads alone and is faster; 0 where it was not measured.
     """
 
     bandwidth: float
     flops: float
     dtype: str
+    read: float = 0.0
+
+    def memory_seconds(self, cost: Cost) -> float:
+        """The least time for the bytes of `cost`: its reads at the rate of the sum, its writes at what a copy takes
+        beyond its own reads. So an op that only reads cannot beat the limit, nor does one that copies fall short of it.
+        """
+        read = max(self.read, self.bandwidth)
+        return cost.read / read + cost.written * (2 / self.bandwidth - 1 / read)
 
     def seconds(self, cost: Cost) -> float:
         """The least time that `cost` could take here."""
-        return cost.seconds(self.flops, self.bandwidth)
+        return max(cost.flops / self.flops, self.memory_seconds(cost))
+
+    def describe(self, cost: Cost) -> str:
+        """Which of the limits binds `cost`, in words."""
+        if cost.flops / self.flops > self.memory_seconds(cost):
+            return f"{self.flops / 1e12:,.3g} TFLOP/s in {self.dtype}, measured in this run"
+        rate = cost.bytes / self.memory_seconds(cost)
+        return f"{rate / 1e9:,.0f} GB/s for its reads and writes, measured in this run"
 
     def percent(self, cost: Cost, seconds: float) -> float:
         """How much of the limit was reached. Above 100 something was mismeasured."""
@@ -31,7 +49,7 @@ class Peaks:
 
 
 def measure_peaks(device: str, dtype_name: str, rounds: int = 5) -> Peaks:
-    """Times a large copy and a large product. On a CPU one thread's figures, at sizes beyond its caches."""
+    """Times a large copy, a large sum and a large product. On a CPU one thread's figures, beyond its caches."""
     import torch
 
     dtype = getattr(torch, dtype_name)
@@ -41,10 +59,13 @@ def measure_peaks(device: str, dtype_name: str, rounds: int = 5) -> Peaks:
     source = random_like_activations(elements, dtype=dtype, device=device)
     target = torch.empty_like(source)
     a, b = (random_like_activations(side, side, dtype=dtype, device=device, seed=i) for i in (1, 2))
-    work = {"copy": lambda: target.copy_(source), "product": lambda: torch.mm(a, b)}
+    summed = source.view(torch.float32)
+    work = {"copy": lambda: target.copy_(source), "sum": lambda: summed.sum(), "product": lambda: torch.mm(a, b)}
     times = time_gpu(work, rounds=rounds, flush_l2=False) if on_gpu else time_cpu(work, rounds=rounds)
-    moved = 2 * elements * dtype.itemsize
-    return Peaks(moved / times["copy"].best, 2 * side**3 / times["product"].best, dtype_name)
+    size = elements * dtype.itemsize
+    return Peaks(
+        2 * size / times["copy"].best, 2 * side**3 / times["product"].best, dtype_name, size / times["sum"].best
+    )
 
 
 @dataclass(frozen=True, slots=True)

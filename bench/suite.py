@@ -101,6 +101,7 @@ class Options:
         threads: for suites that scale with threads.
         seed: of generated inputs.
         data: a folder of real inputs where a suite can use one, else None.
+        say: reports progress. save: keeps the rows so far, so that a suite that is stopped loses only its last case.
     """
 
     suite: str
@@ -112,6 +113,7 @@ class Options:
     data: Path | None = None
     targets: Targets = field(default_factory=lambda: Targets({}, "cpu"))
     say: Callable[[str], None] = lambda text: None
+    save: Callable[[list[Row]], None] = lambda rows: None
 
     def selected(self, case: str) -> bool:
         return not self.cases or any(fnmatch.fnmatchcase(case, pattern) for pattern in self.cases)

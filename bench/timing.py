@@ -117,7 +117,8 @@ def time_gpu(
             is timed as a whole and divided by its length: with more buffers than L2 holds every call finds it cold, and
             a kernel of a few µs is not drowned in the cost of an event.
         graph: replay a captured CUDA graph; a call that cannot be captured (it synchronizes) is timed eagerly.
-        flush_l2: overwrite a buffer of four times L2 before each timed stretch (needless for rotating buffers).
+        flush_l2: read a buffer of four times L2 before each timed stretch (needless for rotating buffers). Read, since
+            what a flush writes would still be on its way to memory while the stretch is timed.
     """
     import torch
 
@@ -126,8 +127,7 @@ def time_gpu(
         raise RuntimeError("time_gpu needs a CUDA GPU")
     device = cuda.current_device() if device is None else device
     with cuda.device(device):
-        l2 = getattr(cuda.get_device_properties(device), "L2_cache_size", 0) or 64 * 2**20
-        scratch = torch.empty(4 * l2, dtype=torch.uint8, device=f"cuda:{device}") if flush_l2 else None
+        scratch = torch.zeros(l2_bytes(device), dtype=torch.float32, device=f"cuda:{device}") if flush_l2 else None
         stretches: dict[str, tuple[Work, int, str]] = {}
         for name, works in implementations.items():
             calls = [works] if callable(works) else list(works)
@@ -149,7 +149,7 @@ def time_gpu(
                 events = {name: (cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)) for name in order}
                 for name in order:
                     if scratch is not None:
-                        scratch.zero_()
+                        scratch.sum()
                     begin, end = events[name]
                     begin.record()
                     stretches[name][0]()
@@ -158,6 +158,14 @@ def time_gpu(
                 for name, (begin, end) in events.items():
                     seconds[name].append(begin.elapsed_time(end) * 1e-3 / stretches[name][1])
     return {name: Timing(tuple(values), stretches[name][2]) for name, values in seconds.items()}
+
+
+def l2_bytes(device: int | None = None) -> int:
+    """The size of a GPU's second-level cache; 64 MiB where torch does not say."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device() if device is None else device)
+    return getattr(properties, "L2_cache_size", 0) or 64 * 2**20
 
 
 def _sequence(calls: Sequence[Work]) -> Work:

@@ -154,17 +154,25 @@ def gqa_decode(
 
 
 def rms_norm_forward(
-    tokens: int, features: int, *, element: int = BF16, residual: bool = False, fp8_layouts: int = 0
+    tokens: int,
+    features: int,
+    *,
+    element: int = BF16,
+    residual: bool = False,
+    fp8_layouts: int = 0,
+    delayed: bool = False,
 ) -> Cost:
     """RMSNorm, optionally of x + residual, the sum written too.
 
     Args:
         fp8_layouts: 0 writes the result in `element`; 1 writes FP8 data with a scale per 128 features; 2 also its
-            transpose with a scale per 128 tokens.
+            transpose with a scale per 128 tokens, the tokens padded to a multiple of 128.
+        delayed: one scale for the whole tensor instead, which is not written.
     """
     size = tokens * features
     read = size * element * (2 if residual else 1) + features * element
-    return Cost(0, read, (size * element if residual else 0) + _epilogue(size, element, fp8_layouts) + tokens * FP32)
+    written = _epilogue(tokens, features, element, fp8_layouts, delayed) + tokens * FP32
+    return Cost(0, read, written + (size * element if residual else 0))
 
 
 def rms_norm_backward(tokens: int, features: int, *, element: int = BF16, residual: bool = False) -> Cost:
@@ -180,10 +188,17 @@ def rope(tokens: int, query_heads: int, kv_heads: int, head_dim: int, *, element
     return Cost(0, size + tokens * head_dim * FP32, size)
 
 
-def swiglu_forward(tokens: int, features: int, *, element: int = BF16, fp8_layouts: int = 0) -> Cost:
-    """silu(gate) · up; `fp8_layouts` as in `rms_norm_forward`."""
-    size = tokens * features
-    return Cost(0, 2 * size * element, _epilogue(size, element, fp8_layouts))
+def swiglu_forward(
+    tokens: int, features: int, *, element: int = BF16, fp8_layouts: int = 0, delayed: bool = False
+) -> Cost:
+    """silu(gate) · up; `fp8_layouts` and `delayed` as in `rms_norm_forward`."""
+    written = _epilogue(tokens, features, element, fp8_layouts, delayed)
+    return Cost(0, 2 * tokens * features * element, written)
+
+
+def quantize_fp8(tokens: int, features: int, layouts: int, *, element: int = BF16, delayed: bool = False) -> Cost:
+    """A matrix read once and written in FP8 in one layout or two; `delayed` as in `rms_norm_forward`."""
+    return Cost(0, tokens * features * element, _epilogue(tokens, features, element, layouts, delayed))
 
 
 def swiglu_backward(tokens: int, features: int, *, element: int = BF16) -> Cost:
@@ -192,10 +207,14 @@ def swiglu_backward(tokens: int, features: int, *, element: int = BF16) -> Cost:
     return Cost(0, 3 * size, 2 * size)
 
 
-def _epilogue(size: int, element: int, fp8_layouts: int) -> int:
+def _epilogue(tokens: int, features: int, element: int, fp8_layouts: int, delayed: bool) -> int:
     if fp8_layouts == 0:
-        return size * element
-    return fp8_layouts * (size * FP8 + size // 128 * FP32)
+        return tokens * features * element
+    padded = -(-tokens // 128) * 128
+    written = tokens * features * FP8 + (padded * features * FP8 if fp8_layouts == 2 else 0)
+    if not delayed:
+        written += tokens * -(-features // 128) * FP32 + (padded // 128 * features * FP32 if fp8_layouts == 2 else 0)
+    return written
 
 
 def cross_entropy_forward(tokens: int, vocabulary: int, *, element: int = BF16) -> Cost:

@@ -64,12 +64,17 @@ def bench(
     if data is not None and not data.is_dir():
         raise MifyError(f"--data {data} is not a folder", "pass a folder of files")
     rows: list[Row] = []
+
+    def save(measured: list[Row]) -> None:
+        if json_file is not None:
+            bench_rows.write_results(json_file, rows + measured, machine=machine())
+
     for name in suites:
         column = target_column(name)
         with console.status(f"measuring {name}") as status:
             options = Options(
                 suite=name, quick=quick, rounds=rounds, cases=tuple(case or ()), threads=threads, seed=seed, data=data,
-                targets=Targets.load(column), say=status.update,
+                targets=Targets.load(column), say=status.update, save=save,
             )  # fmt: skip
             measured = run_suite(name, options)
         console.print(f"[bold]mify bench {name}[/bold] [dim]targets: column {column} of bench/targets.toml[/dim]")

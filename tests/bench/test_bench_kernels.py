@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from typer.testing import CliRunner
 
 from mify.bench import bench_kernels, static
-from mify.bench.bench_kernels import CASES, OpCase, run
-from mify.bench.kernel_ops import Prepared, decode, document_lengths, gqa, linear_ce, norm, rope, swiglu
+from mify.bench.bench_kernels import CASES, run
+from mify.bench.kernel_cases import OpCase
+from mify.bench.kernel_ops import Prepared, decode, document_lengths, gqa
 from mify.bench.roofline import Peaks, Point, draw
+from mify.bench.row_ops import add_norm, linear_ce, norm, norm_fp8, rope, swiglu, swiglu_to_fp8
 from mify.bench.rows import Row
 from mify.bench.suite import Options, Targets
 from mify.cli.app import app
@@ -53,6 +56,7 @@ def test_without_a_gpu_its_cases_are_predicted_and_say_so() -> None:
         lambda: gqa("cpu", torch.float32, document_lengths(200, 40, 0), 4, 2, 16),
         lambda: gqa("cpu", torch.float32, [32, 32], 4, 4, 16),
         lambda: norm("cpu", torch.float32, 64, 48),
+        lambda: add_norm("cpu", torch.float32, 64, 48),
         lambda: rope("cpu", torch.float32, 32, 4, 2, 16),
         lambda: swiglu("cpu", torch.float32, 64, 48),
         lambda: linear_ce("cpu", torch.float32, 40, 16, 101),
@@ -69,6 +73,59 @@ def test_every_op_agrees_with_its_rivals_and_is_timed(monkeypatch: pytest.Monkey
         assert row.value > 0
     assert {row.impl for row in rows} == {"mify", "torch"}
     assert all(row.ratio for row in rows if row.impl == "mify")
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("delayed", [False, True])
+def test_fp8_is_checked_by_what_it_stands_for(monkeypatch: pytest.MonkeyPatch, transpose: bool, delayed: bool) -> None:
+    for make in (
+        lambda: norm_fp8("cpu", torch.bfloat16, 130, 48, transpose, delayed),
+        lambda: swiglu_to_fp8("cpu", torch.bfloat16, 130, 48, transpose, delayed),
+    ):
+        rows = _run(monkeypatch, make)
+        assert [row.impl for row in rows] == ["mify", "separate kernels"]
+        assert rows[0].ratio is not None
+        (wrong,) = make().values()
+        call: Any = wrong.works["mify"]
+        wrong.works = {"mify": lambda call=call: call()._replace(scale=torch.tensor(1.0))}
+        (row,) = _run(monkeypatch, lambda wrong=wrong: {"forward": wrong})
+        assert row.status == "fail"
+        assert "wrong result" in row.note
+
+
+def test_another_way_of_ours_is_set_against_the_rivals_not_against_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch.randn(64)
+
+    def takes(seconds: float) -> Any:
+        def call() -> torch.Tensor:
+            time.sleep(seconds)
+            sum(range(int(seconds * 2e6)))
+            return right
+
+        return call
+
+    works = {"mify": takes(0.002), "mify triton": takes(0.001), "fa3": takes(0.004)}
+    rows = _run(monkeypatch, lambda: {"forward": Prepared(works, Cost(0, 256, 256), lambda: right)})
+    assert [(row.impl, row.metric, row.rival) for row in rows] == [
+        ("mify", "forward time", "fa3"),
+        ("fa3", "forward time", None),
+        ("mify triton", "forward time, own triton", "fa3"),
+    ]
+
+
+def test_a_case_that_raises_fails_alone_and_rows_are_kept_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(bench_kernels, "_GPU", {})
+    good = OpCase("x", "cpu", lambda: norm("cpu", torch.float32, 8, 16), {})
+    monkeypatch.setattr(bench_kernels, "_CPU", {"a": OpCase("x", "cpu", broken, {}), "b": good})
+    kept: list[int] = []
+    rows = run(Options(suite="kernels", rounds=1, quick=True, cases=("a", "b"), save=lambda r: kept.append(len(r))))
+    assert (rows[0].case, rows[0].status) == ("a", "fail")
+    assert "out of memory" in rows[0].note
+    assert {row.case for row in rows[1:]} == {"b"}
+    assert kept == [1, len(rows)]
 
 
 def test_what_is_wrong_or_raises_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +176,10 @@ def test_every_gpu_case_has_a_target_on_both_hoppers(column: str) -> None:
     assert str(targets.find("kernels", "decode-b1-1k", "decode time, absolute")) == "value <= 5.5"
     assert str(targets.find("kernels", "gqa-packed-512-20-4", "forward time")) == "ratio >= 1.1"
     assert str(targets.find("kernels", "norm", "backward of limit")) == "value >= 90"
+    assert str(targets.find("kernels", "norm-fp8-both", "forward time")) == "ratio >= 1.35"
+    assert str(targets.find("kernels", "swiglu-fp8-one", "forward time")) == "ratio >= 1.5"
+    assert str(targets.find("kernels", "gqa-long-8k-20-4", "backward time, own triton")) == "ratio >= 0.75"
+    assert str(targets.find("kernels", "gqa-long-8k-20-4", "backward time")) == "ratio >= 0.98"
 
 
 def test_the_static_table_of_cuda_kernels() -> None:

@@ -1,12 +1,16 @@
-"""The CPU timing harness: interleaved, the minimum of the rounds, nothing counted that was not asked for."""
+"""The timing harness: interleaved, nothing counted that was not asked for; that of the GPU on a stand-in for one."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from mify.bench.timing import Timing, time_cpu
+from mify.bench.timing import Timing, time_cpu, time_gpu
 
 
 def test_rounds_are_interleaved_and_turn_by_one() -> None:
@@ -50,3 +54,90 @@ def test_statistics() -> None:
 def test_bad_rounds_are_refused() -> None:
     with pytest.raises(ValueError, match="rounds"):
         time_cpu({"a": lambda: None}, rounds=0)
+
+
+class _Event:
+    """Reads the stand-in's clock, in ms as CUDA's events do."""
+
+    def __init__(self, gpu: _Gpu) -> None:
+        self.gpu, self.at = gpu, 0.0
+
+    def record(self) -> None:
+        self.at = self.gpu.clock
+
+    def elapsed_time(self, end: _Event) -> float:
+        return (end.at - self.at) * 1e3
+
+
+class _Graph:
+    def __init__(self, gpu: _Gpu) -> None:
+        self.gpu, self.cost = gpu, 0.0
+
+    def replay(self) -> None:
+        self.gpu.log.append("replay")
+        self.gpu.clock += self.cost
+
+
+class _Gpu:
+    """What `time_gpu` asks of torch.cuda, with a clock that moves by what the calls say that they take."""
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self.log: list[str] = []
+        self.stream = SimpleNamespace(wait_stream=lambda _: None)
+
+    def call(self, name: str, seconds: float, *, synchronizes: bool = False) -> Callable[[], None]:
+        def run() -> None:
+            if synchronizes and self.capturing:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            self.log.append(name)
+            self.clock += seconds
+
+        return run
+
+    capturing = False
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        @contextmanager
+        def graph(captured: _Graph) -> Iterator[None]:
+            before, self.capturing = self.clock, True
+            try:
+                yield
+            finally:
+                captured.cost, self.clock, self.capturing = self.clock - before, before, False
+
+        namespace = SimpleNamespace(
+            is_available=lambda: True, current_device=lambda: 0, synchronize=lambda: None, Stream=lambda: self.stream,
+            device=lambda _: nullcontext(), stream=lambda _: nullcontext(), current_stream=lambda: self.stream,
+            get_device_properties=lambda _: SimpleNamespace(L2_cache_size=1024), CUDAGraph=lambda: _Graph(self),
+            Event=lambda **_: _Event(self), graph=graph,
+        )  # fmt: skip
+        patch.setattr(torch, "cuda", namespace)
+        flushed = SimpleNamespace(sum=lambda: self.log.append("flush"))
+        patch.setattr(torch, "zeros", lambda *_, **__: flushed)
+
+
+def test_gpu_rounds_are_interleaved_flushed_and_divided_by_the_calls_of_a_stretch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = _Gpu()
+    gpu.install(monkeypatch)
+    one, two = gpu.call("a", 2e-6), [gpu.call("b", 4e-6), gpu.call("b", 6e-6)]
+    times = time_gpu({"one": one, "two": two}, rounds=3, warmup=1)
+    assert times["one"].seconds == pytest.approx([2e-6] * 3)
+    assert times["two"].seconds == pytest.approx([5e-6] * 3)
+    assert {t.how for t in times.values()} == {"cuda graph"}
+    assert gpu.log[-12:] == ["flush", "replay"] * 6
+    gpu.log.clear()
+    time_gpu({"one": one}, rounds=2, flush_l2=False)
+    assert "flush" not in gpu.log
+
+
+def test_what_cannot_be_captured_is_timed_eagerly_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = _Gpu()
+    gpu.install(monkeypatch)
+    times = time_gpu({"waits": gpu.call("w", 3e-6, synchronizes=True), "fine": gpu.call("f", 1e-6)}, rounds=2)
+    assert (times["waits"].how, times["fine"].how) == ("cuda events", "cuda graph")
+    assert times["waits"].median == pytest.approx(3e-6)
+    with pytest.raises(ValueError, match="no call"):
+        time_gpu({"nothing": []}, rounds=1)
