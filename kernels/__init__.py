@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mify.kernels.attention.gqa import gqa_attention
+    from mify.kernels.attention.gqa_decode import gqa_decode
     from mify.kernels.dispatch import last_impl
     from mify.kernels.loss.ce import cross_entropy
     from mify.kernels.loss.linear_ce import linear_cross_entropy
@@ -22,6 +23,7 @@ __all__ = [
     "apply_rope",
     "cross_entropy",
     "gqa_attention",
+    "gqa_decode",
     "last_impl",
     "linear_cross_entropy",
     "rms_norm",
@@ -33,6 +35,7 @@ _LAZY = {
     "apply_rope": "mify.kernels.rope.rotary",
     "cross_entropy": "mify.kernels.loss.ce",
     "gqa_attention": "mify.kernels.attention.gqa",
+    "gqa_decode": "mify.kernels.attention.gqa_decode",
     "last_impl": "mify.kernels.dispatch",
     "linear_cross_entropy": "mify.kernels.loss.linear_ce",
     "rms_norm": "mify.kernels.norm.norm",

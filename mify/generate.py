@@ -8,65 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mify.decoding import DecodeStep, KVCache
 from mify.errors import MifyError
-from mify.kernels import gqa_attention
-from mify.kernels.attention import gqa_ref
 
 if TYPE_CHECKING:
     from mify.model import Model
-
-
-class KVCache:
-    """Keys and values of every layer in tensors of fixed size, so that a decode step can be captured in a CUDA graph.
-
-    Args:
-        model: whose cache it is. batch: sequences. capacity: tokens per sequence, prompt and continuation.
-    """
-
-    def __init__(self, model: Model, batch: int, capacity: int) -> None:
-        config, weight = model.config, model.head_weight
-        shape = (config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self.values = torch.zeros_like(self.keys)
-        self.capacity = capacity
-        self.rows = torch.zeros(0, dtype=torch.int64, device=weight.device)
-        self.columns = self.rows
-        self.lengths = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-        self.longest = 0
-        self.prefill = True
-
-    def write_prompts(self, lengths: list[int]) -> None:
-        """Says that the next forward pass carries whole prompts of these lengths, packed."""
-        device = self.lengths.device
-        self.rows = torch.cat([torch.full((n,), row, device=device) for row, n in enumerate(lengths)])
-        self.columns = torch.cat([torch.arange(n, device=device) for n in lengths])
-        self.lengths = torch.tensor(lengths, device=device)
-        self.longest = max(lengths)
-        self.prefill = True
-
-    def write_next(self) -> None:
-        """Says that the next forward pass carries one more token of each sequence."""
-        self.rows = torch.arange(self.lengths.shape[0], device=self.lengths.device)
-        self.columns = self.lengths
-        self.lengths = self.lengths + 1
-        self.longest += 1
-        self.prefill = False
-
-    def keep(self, rows: Tensor) -> None:
-        """Keeps only these sequences, in this order."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self.lengths = self.lengths[rows]
-
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, impl: str
-    ) -> Tensor:
-        """Stores k and v (T, Hkv, D) of one layer and returns the attention of q (T, Hq, D) over all that is stored."""
-        self.keys[layer, self.rows, self.columns] = k
-        self.values[layer, self.rows, self.columns] = v
-        if self.prefill:
-            return gqa_attention(q, k, v, cu_seqlens, max_seqlen, impl=impl)
-        keys, values = self.keys[layer, :, : self.longest], self.values[layer, :, : self.longest]
-        return gqa_ref.decode(q, keys, values, self.lengths, q.shape[-1] ** -0.5)
 
 
 @torch.inference_mode()
@@ -81,6 +27,7 @@ def generate(
     seed: int = 0,
     stop_ids: Sequence[int] | None = None,
     stop: Sequence[str] = (),
+    cuda_graph: bool | None = None,
 ) -> list[list[int]]:
     """Continues a batch of prompts of any lengths.
 
@@ -96,6 +43,7 @@ def generate(
         seed: of the sampling.
         stop_ids: tokens that end a sequence and are not returned; None is the tokenizer's end-of-text.
         stop: strings that end a sequence; the token that completes one is still returned.
+        cuda_graph: replay each step as a CUDA graph; None is yes on a GPU.
 
     Returns:
         The new tokens of each prompt.
@@ -111,39 +59,52 @@ def generate(
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
     device = model.head_weight.device
+    graph = _as_graph(cuda_graph, device)
     lengths = [len(prompt) for prompt in prompts]
     limits = [min(max_new_tokens, config.context - length) for length in lengths]
     cache = KVCache(model, len(prompts), max(a + b for a, b in zip(lengths, limits, strict=True)))
     generators = [torch.Generator().manual_seed(_seed_of(seed, index)) for index in range(len(prompts))]
 
     cache.write_prompts(lengths)
-    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    with torch.inference_mode(False):  # so that its values are read once and not by every layer
+        bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
     tokens = torch.tensor([token for prompt in prompts for token in prompt], device=device)
-    hidden = model(tokens, cache.columns, bounds.to(device, torch.int32), max(lengths), cache)
-    hidden = hidden[(bounds[1:] - 1).to(device)]
+    hidden = model(tokens, cache.columns, bounds, max(lengths), cache)
+    logits = model.logits(hidden[bounds[1:].long() - 1])
 
     done: list[list[int]] = [[] for _ in prompts]
-    alive = list(range(len(prompts)))
-    each = torch.arange(len(prompts) + 1, dtype=torch.int32, device=device)
+    alive = list(range(len(prompts)))  # prompts that go on
+    rows = list(alive)  # and their rows in the cache
+    step: DecodeStep | None = None
     while True:
-        chosen = _sample(model.logits(hidden), [generators[i] for i in alive], temperature, top_p, top_k)
+        heeded = torch.tensor(rows, device=device)
+        chosen = _sample(logits[heeded], [generators[i] for i in alive], temperature, top_p, top_k).to(device)
         going = []
-        for row, index in enumerate(alive):
-            token = int(chosen[row])
+        for at, token in enumerate(chosen.tolist()):
+            index = alive[at]
             if token in stop_ids:
                 continue
             done[index].append(token)
             if len(done[index]) < limits[index] and not (stop and _stopped(model, done[index], stop)):
-                going.append(row)
+                going.append(at)
         if not going:
             return done
-        if len(going) < len(alive):
-            rows = torch.tensor(going, device=device)
-            cache.keep(rows)
-            chosen = chosen[rows.to(chosen.device)]
-            alive = [alive[row] for row in going]
-        cache.write_next()
-        hidden = model(chosen.to(device), cache.columns, each[: len(alive) + 1], 1, cache)
+        kept = torch.tensor(going, device=device)
+        chosen, heeded = chosen[kept], heeded[kept]
+        alive, rows = [alive[at] for at in going], [rows[at] for at in going]
+        # A captured step has one batch size: who has ended goes on in it unheeded, until half of the rows have.
+        held = cache.lengths.shape[0]
+        if len(alive) < held and (not graph or 2 * len(alive) <= held):
+            cache.keep(heeded)
+            rows, heeded, held, step = (
+                list(range(len(alive))),
+                torch.arange(len(alive), device=device),
+                len(alive),
+                None,
+            )
+        if step is None:
+            step = DecodeStep(model, cache, graph=graph)
+        logits = step(torch.zeros(held, dtype=torch.int64, device=device).index_copy_(0, heeded, chosen))
 
 
 def generate_text(
@@ -222,6 +183,12 @@ def _check(
                 f"prompt {index} contains a token outside 0 to {config.vocab_size - 1}",
                 "encode it with the tokenizer of this model",
             )
+
+
+def _as_graph(wish: bool | None, device: torch.device) -> bool:
+    if wish and device.type != "cuda":
+        raise MifyError(f"cuda_graph asks for a GPU, and the model is on {device}", "leave cuda_graph out")
+    return device.type == "cuda" if wish is None else wish
 
 
 def _seed_of(seed: int, index: int) -> int:

@@ -12,7 +12,7 @@ from mify.config import ModelConfig
 from mify.kernels import add_rms_norm, apply_rope, gqa_attention, rms_norm, swiglu
 
 if TYPE_CHECKING:
-    from mify.generate import KVCache
+    from mify.decoding import KVCache
 
 
 class RMSNorm(nn.Module):

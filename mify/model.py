@@ -17,7 +17,7 @@ from mify.layers import Decoder
 
 if TYPE_CHECKING:
     from mify.data.batch import PackedBatch
-    from mify.generate import KVCache
+    from mify.decoding import KVCache
     from mify.tokenizer import Tokenizer
 
 
@@ -72,7 +72,7 @@ class Model(nn.Module):
         Args:
             tokens: (T,) int64 ids. positions: (T,) int64, from 0 in each document.
             cu_seqlens: (M,) int32 bounds of the documents, padded by repeats of T. max_seqlen: the longest allowed.
-            cache: keys and values of earlier tokens, see `mify.generate`; None in training.
+            cache: keys and values of earlier tokens, see `mify.decoding`; None in training.
         """
         cos, sin = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         hidden: Tensor = self.model(tokens, cos, sin, cu_seqlens, max_seqlen, cache)

@@ -220,8 +220,9 @@ def _check_lengths(q: Tensor, k_cache: Tensor, lengths: Tensor, page_table: Tens
         capacity = k_cache.shape[1] * page_table.shape[1]
     if q.device.type != "cpu" or batch == 0 or torch.compiler.is_compiling():
         return
-    if int(lengths.min()) < 0 or int(lengths.max()) > capacity:
-        raise ValueError(f"lengths goes from {int(lengths.min())} to {int(lengths.max())}; it must be 0 to {capacity}")
+    counts = lengths.tolist()
+    if min(counts) < 0 or max(counts) > capacity:
+        raise ValueError(f"lengths goes from {min(counts)} to {max(counts)}; it must be 0 to {capacity}")
     if page_table is not None and page_table.shape[1] > 0:
         used = torch.arange(page_table.shape[1])[None, :] * k_cache.shape[1] < lengths[:, None]
         pages = page_table[used]

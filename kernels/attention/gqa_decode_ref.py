@@ -21,20 +21,23 @@ def forward(
     wide = torch.promote_types(q.dtype, torch.float32)
     k, k_good = _keys(k_cache, page_table, k_scale, q.dtype)
     v, _ = _keys(v_cache, page_table, v_scale, q.dtype)
-    kv_heads = k.shape[2]
-    used = torch.arange(k.shape[1], device=q.device)[None, :] < lengths[:, None]
-    # What lies behind a sequence's end may be anything, NaN included, and NaN · 0 is NaN.
-    k, v = (x.masked_fill(~used[:, :, None, None], 0) for x in (k, v))
-    grouped = (
-        q.view(batch, kv_heads, heads // kv_heads, dim)
-        if q.is_contiguous()
-        else q.reshape(batch, kv_heads, heads // kv_heads, dim)
-    )
+    capacity, kv_heads = k.shape[1:3]
+    shortest, longest = 0, capacity
+    if q.device.type == "cpu" and batch:
+        # Where the lengths can be read for nothing, what no sequence uses is left out.
+        counts: list[int] = lengths.tolist()
+        shortest, longest = (min(max(n, 0), capacity) for n in (min(counts), max(counts)))
+        k, v, k_good = k[:, :longest], v[:, :longest], k_good[:, :longest]
+    used = torch.arange(longest, device=q.device)[None, :] < lengths[:, None]
+    if shortest < longest:
+        # What lies behind a sequence's end may be anything, NaN included, and NaN · 0 is NaN.
+        v = v.masked_fill(~used[:, :, None, None], 0)
+    grouped = q.reshape(batch, kv_heads, heads // kv_heads, dim)
     scores = torch.einsum("bhgd,bshd->bhgs", grouped, k).to(wide) * scale
     scores = scores.masked_fill(~used[:, None, None, :], float("-inf"))
     weights = torch.softmax(scores, dim=-1).masked_fill((lengths == 0)[:, None, None, None], 0).to(q.dtype)
     out = torch.einsum("bhgs,bshd->bhgd", weights, v).reshape(batch, heads, dim)
-    bad = (lengths < 0) | (lengths > k.shape[1]) | (used & ~k_good).any(1)
+    bad = (lengths < 0) | (lengths > capacity) | (used & ~k_good).any(1)
     return out.masked_fill(bad[:, None, None], float("nan"))
 
 

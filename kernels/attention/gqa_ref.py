@@ -73,22 +73,3 @@ def _scores(q: Tensor, k: Tensor, causal: bool, window: int, scale: float) -> Te
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = (q.transpose(0, 1) @ _heads_first(k, q.shape[1]).transpose(1, 2)).to(wide) * scale
     return scores.masked_fill(~visible(q.shape[0], causal, window, q.device), float("-inf"))
-
-
-def decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float) -> Tensor:
-    """One new token per sequence against its cached keys.
-
-    Args:
-        q: (B, Hq, D). k_cache, v_cache: (B, S, Hkv, D). lengths: (B,) keys in use, the new token's included.
-
-    Returns:
-        (B, Hq, D) in the dtype of q.
-    """
-    batch, heads, dim = q.shape
-    kv_heads = k_cache.shape[2]
-    grouped = q.view(batch, kv_heads, heads // kv_heads, dim)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scores = torch.einsum("bhgd,bshd->bhgs", grouped, k_cache).to(wide) * scale
-    unused = torch.arange(k_cache.shape[1], device=q.device)[None, :] >= lengths[:, None]
-    weights = torch.softmax(scores.masked_fill(unused[:, None, None, :], float("-inf")), dim=-1).to(q.dtype)
-    return torch.einsum("bhgs,bshd->bhgd", weights, v_cache).reshape(batch, heads, dim)
