@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 def curate(
     paths: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Folders, repositories, .jsonl(.gz/.zst) or .parquet files.", show_default=False),
+        list[str] | None,
+        typer.Argument(
+            help="Folders, repositories, .jsonl(.gz/.zst) or .parquet files; of tables also URLs (fsspec).",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for documents.parquet, rejected.parquet and report.json.", show_default=False),
+        str | None,
+        typer.Option(help="Folder or URL for documents.parquet, rejected.parquet, report.json.", show_default=False),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Rules and thresholds (TOML).", show_default=False, metavar="TOML")
@@ -45,7 +48,34 @@ def curate(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; all processors by default.", show_default=False)
     ] = None,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="Where the work runs: local processes, or a ray cluster (mify[ray]).")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the Ray cluster, as ray.init takes it; default: RAY_ADDRESS, else one here.", show_default=False
+        ),
+    ] = None,
+    work_folder: Annotated[
+        Path | None,
+        typer.Option(help="Intermediate files (2.5 times the text); for ray on a shared disk.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")] = False,
+    partitions: Annotated[int, typer.Option(min=0, help="Ranges of ids; 0: by size. Changes no result.")] = 0,
+    form: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="Of the output: parquet, jsonl, jsonl.gz or jsonl.zst.")
+    ] = "parquet",
+    files: Annotated[int, typer.Option(min=1, help="Into how many files documents are cut.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the funnel; write nothing.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare candidate pairs of near-duplicates exactly. Without it the signatures decide, with the"
+            " standard error that the report states: pairs below the threshold go, and pairs above it stay.",
+        ),
+    ] = True,
     explain: Annotated[
         str | None,
         typer.Option(metavar="ID", help="Say why a document of --out stayed or went (id or path).", show_default=False),
@@ -56,12 +86,16 @@ def curate(
 
     Every rejected document is kept beside the corpus with its stage, its reason and the evidence.
     """
+    from dataclasses import replace
+
     from rich.console import Console
 
     from mify.curation.config import CurationConfig, config_to_toml, load_config
 
     console = Console()
     settings = load_config(config) if config else CurationConfig()
+    if not verify:
+        settings = replace(settings, near_duplicates=replace(settings.near_duplicates, verify=False))
     if print_config:
         console.print(config_to_toml(settings), highlight=False, markup=False, soft_wrap=True)
         return
@@ -70,7 +104,7 @@ def curate(
 
         if out is None:
             raise MifyError("--explain needs the folder of a curation", "give it with --out")
-        for found in look_up(out, explain):
+        for found in look_up(Path(out), explain):
             console.print("\n".join(found.lines()), highlight=False, markup=False, soft_wrap=True)
         return
     if not paths and not python_installation:
@@ -80,56 +114,77 @@ def curate(
     if out is None and not dry_run:
         raise MifyError("no output folder was named", "give one with --out, or look first with --dry-run")
 
-    from mify.curation.documents import Document
-    from mify.curation.held_out import split_held_out
+    from mify.curation.engines import open_engine
     from mify.curation.installed_files import Installation
+    from mify.curation.locations import join, located
+    from mify.curation.outputs import output_options
     from mify.curation.pipeline import check_folder
     from mify.curation.pipeline import curate as run
     from mify.curation.python_installation import CollectionConfig, collect
-    from mify.curation.readers import Limits, read_inputs
+    from mify.curation.readers import Limits, list_pieces
+    from mify.curation.sharded.run import FileInputs, ShardOptions
     from mify.curation.workers import usable_cpus
 
-    count = workers or usable_cpus()
+    output = output_options(form, files)
+    place = located(out or "")
     if out is not None and not dry_run:
-        check_folder(out)
-    with _progress(console) as report:
-        if python_installation:
-            installation = Installation.of_interpreter(interpreter) if interpreter else None
-            collected = collect(
-                installation,
-                CollectionConfig(max_bytes, held_out, seed=seed, max_file_bytes=max_file_bytes),
-                num_workers=count,
-                progress=report,
+        check_folder(place)
+    pieces = list_pieces([located(path) for path in paths or []])
+    count = workers or usable_cpus()
+    machine = open_engine(engine, count if engine == "local" else workers or 0, address)
+    try:
+        with _progress(console) as report:
+            if python_installation:
+                installation = Installation.of_interpreter(interpreter) if interpreter else None
+                collected = collect(
+                    installation,
+                    CollectionConfig(max_bytes, held_out, seed=seed, max_file_bytes=max_file_bytes),
+                    num_workers=count,
+                    progress=report,
+                )
+            result = run(
+                collected.inputs()
+                if python_installation
+                else FileInputs(pieces, Limits(max_file_bytes), held_out, seed),
+                place,
+                settings,
+                report,
+                held_out=collected.held_out if python_installation else (),
+                dry_run=dry_run,
+                collection=collected.report if python_installation else None,
+                engine=machine,
+                output=output,
+                shards=ShardOptions(partitions),
+                work=work_folder,
+                resume=resume,
             )
-            inputs, kept_back, source = collected.inputs(), collected.held_out, collected.report
-        else:
-            entries = list(read_inputs(paths or [], Limits(max_file_bytes)))
-            documents = [entry for entry in entries if isinstance(entry, Document)]
-            train, kept_back = split_held_out(documents, fraction=held_out, min_documents=0, seed=seed)
-            inputs, source = [*train, *(entry for entry in entries if not isinstance(entry, Document))], None
-        result = run(
-            inputs,
-            out or Path(),
-            settings,
-            report,
-            held_out=kept_back,
-            num_workers=count,
-            dry_run=dry_run,
-            collection=source,
-        )
+    finally:
+        machine.close()
     result.print(console)
     seconds = sum(result.seconds.values())
     console.print(f"{result.headline()} in {seconds:.1f} s", highlight=False)
+    if resume:
+        console.print(f"{result.tasks['resumed']:,} of {result.tasks['all']:,} tasks were done before", highlight=False)
+    if result.tasks["lost_workers"]:
+        console.print(f"{result.tasks['lost_workers']:,} workers died; their tasks were run again", highlight=False)
     if result.folder is not None:
-        console.print(f"[bold]{result.folder / 'documents.parquet'}[/]", highlight=False)
+        console.print(f"[bold]{join(result.folder, output.names('documents')[0])}[/]", highlight=False)
 
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that follows the stages."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    """A bar for each stage, in the order in which they begin."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("[bold]{task.description:<17}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (TextColumn("[bold]{task.description:<17}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("read", total=None)
-        yield lambda stage, done, total: bars.update(task, description=stage, completed=done, total=total)
+        tasks = {"read": bars.add_task("read", total=None)}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    bars.stop_task(task)
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield advance

@@ -75,11 +75,11 @@ def stat(location: Location) -> Found | None:
             return None
         status = path.stat()
         return Found(location, status.st_size, f"{status.st_size} {status.st_mtime_ns}")
-    system, path = file_system(str(location))
+    system, place = file_system(str(location))
     with _named(location):
-        if not system.isfile(path):
+        if not system.isfile(place):
             return None
-        info = system.info(path)
+        info = system.info(place)
         size = int(info.get("size") or 0)
         # What the file system knows of a version: S3's ETag, else a time, else the size alone.
         version = next(
@@ -103,8 +103,8 @@ def list_files(url: str) -> list[str]:
 def opened(location: Location) -> Iterator[BinaryIO]:
     """A file for reading, closed afterwards."""
     if not is_url(location):
-        with open(location, "rb") as file:
-            yield file
+        with open(location, "rb") as local:
+            yield local
         return
     system, path = file_system(str(location))
     with _named(location):

@@ -7,18 +7,61 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, cast
 
 from mify.curation.documents import FORMAT, REJECTED_FORMAT, SortedWriter
+from mify.errors import MifyError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 OutputFormat = Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What the output files are.
+
+    Args:
+        format: of documents, held-out and rejected ones.
+        files: into how many files each is cut: equal ranges of ids, so their rows are those of one file.
+    """
+
+    format: OutputFormat = "parquet"
+    files: int = 1
+
+    def names(self, kind: str) -> list[str]:
+        """The file names of a kind, in the order of the ids."""
+        if self.files == 1:
+            return [f"{kind}.{self.format}"]
+        return [f"{kind}-{part:05}-of-{self.files:05}.{self.format}" for part in range(self.files)]
+
+
+def output_options(format: str, files: int) -> OutputOptions:
+    """The options of these names.
+
+    Raises:
+        MifyError: there is no such format, or no file.
+    """
+    if format not in OUTPUT_FORMATS:
+        raise MifyError(f"the output format {format!r} is not known", f"choose from {', '.join(OUTPUT_FORMATS)}")
+    if not 1 <= files <= 99999:
+        raise MifyError(f"{files} output files cannot be", "use a number from 1 to 99999")
+    return OutputOptions(format, files)
+
+
+_OURS = re.compile(r"(documents|held_out|rejected)(-\d{5}-of-\d{5})?\.(parquet|jsonl|jsonl\.gz|jsonl\.zst)")
+
+
+def is_output(name: str) -> bool:
+    """Whether a curation writes files of that name."""
+    return _OURS.fullmatch(name) is not None
 
 
 class TableWriter(Protocol):

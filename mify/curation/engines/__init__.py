@@ -8,17 +8,16 @@ workers and in which order, changes no byte.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from mify.curation.engines.local import LocalEngine
 from mify.curation.engines.tasks import Engine, Outcome, Task, execute
+from mify.errors import MifyError
 
-__all__ = ["Engine", "EngineName", "LocalEngine", "Outcome", "Task", "execute", "open_engine"]
+__all__ = ["Engine", "LocalEngine", "Outcome", "Task", "execute", "open_engine"]
 
-EngineName = Literal["local", "ray"]
+ENGINES = ("local", "ray")
 
 
-def open_engine(name: EngineName, num_workers: int, address: str | None = None) -> Engine:
+def open_engine(name: str, num_workers: int, address: str | None = None) -> Engine:
     """The engine of that name.
 
     Args:
@@ -28,8 +27,10 @@ def open_engine(name: EngineName, num_workers: int, address: str | None = None) 
             machine.
 
     Raises:
-        MifyError: Ray is not installed, or there is no cluster at `address`.
+        MifyError: no such engine, Ray is not installed, or there is no cluster at `address`.
     """
+    if name not in ENGINES:
+        raise MifyError(f"the engine {name!r} is not known", f"choose from {', '.join(ENGINES)}")
     if name == "local":
         return LocalEngine(num_workers)
     from mify.curation.engines.ray_cluster import RayEngine

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mify.errors import MifyError
-from mify.files import atomic_folder, read_json, sha256_file, write_json
+from mify.files import atomic_folder, read_json, sha256_file
 
 STAMP = "task.json"
 FORMAT, VERSION = "curation-task", "1"
@@ -65,12 +65,14 @@ class Outcome:
     Args:
         result: what its function returned.
         digest: of the files it wrote and of the result.
+        files: (bytes, SHA-256) of each file it wrote.
         resumed: whether it was already done.
         error: (problem, remedy) of the `MifyError` it raised; then the rest is empty.
     """
 
     result: dict[str, Any]
     digest: str = ""
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
     resumed: bool = False
     error: tuple[str, str] | None = None
 
@@ -104,18 +106,18 @@ def execute(task: Task) -> Outcome:
             result = task.work(folder, **task.arguments, **task.places)
             # As a reader will see it, whatever the function returned.
             result = json.loads(json.dumps(result))
-            files = {path.name: [path.stat().st_size, sha256_file(path)] for path in sorted(folder.iterdir())}
+            files = {path.name: (path.stat().st_size, sha256_file(path)) for path in sorted(folder.iterdir())}
             digest = hashlib.sha256(json.dumps([files, result], sort_keys=True).encode()).hexdigest()
             stamp = {"format": FORMAT, "version": VERSION, "key": task.key, "digest": digest}
-            write_json(folder / STAMP, stamp | {"result": result, "files": files})
+            (folder / STAMP).write_text(json.dumps(stamp | {"result": result, "files": files}, sort_keys=True))
             if _stamped(task) is not None:
                 # Another worker was faster; its folder may be in use, and holds the same.
                 raise _Done
     except _Done:
-        return Outcome(result, digest)
+        return Outcome(result, digest, files)
     except MifyError as error:
         return Outcome({}, error=(error.problem, error.remedy))
-    return Outcome(result, digest)
+    return Outcome(result, digest, files)
 
 
 class _Done(Exception):
@@ -130,11 +132,12 @@ def _stamped(task: Task) -> Outcome | None:
     stamp = read_json(path)
     if stamp.get("key") != task.key or (stamp.get("format"), stamp.get("version")) != (FORMAT, VERSION):
         return None
-    for name, (size, _) in stamp["files"].items():
+    files = {name: (size, digest) for name, (size, digest) in stamp["files"].items()}
+    for name, (size, _) in files.items():
         file = task.output / name
         if not file.is_file() or file.stat().st_size != size:
             return None
-    return Outcome(stamp["result"], stamp["digest"], resumed=True)
+    return Outcome(stamp["result"], stamp["digest"], files, resumed=True)
 
 
 def checked(task: Task, outcome: Outcome) -> Outcome:

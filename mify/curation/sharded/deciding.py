@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mify.curation.documents import FIELDS, Document, Rejected
 from mify.curation.evidence import Kept, exact_duplicate, near_duplicate
+from mify.curation.findings import Findings
 from mify.curation.sharded.partitions import (
     ALIVE,
     GONE,
@@ -26,9 +28,10 @@ from mify.curation.sharded.partitions import (
 )
 from mify.curation.sharded.records import REJECTION, SCHEMA, open_table, write_table
 from mify.curation.sharded.starring import REMOVED
-from mify.curation.stages import DECONTAMINATION
+from mify.curation.stages import DECONTAMINATION, QUALITY, Rejection
+from mify.files import read_json, write_json
 
-KEPT, REJECTED, TALLY = "kept.npy", "rejected.arrow", "tally.arrow"
+KEPT, REJECTED, TALLY, FINDINGS = "kept.npy", "rejected.arrow", "tally.arrow", "findings.json"
 
 # What documents are counted by; null stage and reason: kept.
 GROUP = ("held_out", "source", "repo", "domain", "language", "license", "stage", "reason")
@@ -66,6 +69,12 @@ def decide(
     keys = gone.select(["id", *REJECTION])
     gone = gone.take(pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]))
     write_table(folder / REJECTED, gone, compressed=True)
+    findings = Findings()
+    judged = gone.filter(pc.is_in(gone.column("stage"), pa.array([QUALITY, DECONTAMINATION])))
+    for row in judged.drop_columns(["text"]).to_pylist():
+        document = Document(**{name: row.get(name, "") for name in FIELDS})
+        findings.add(Rejected(document, *(row[name] for name in REJECTION)))
+    write_json(folder / FINDINGS, findings.state())
 
     stayed = _counted(alive.take(pa.array(kept)))
     with pa.ipc.new_file(str(folder / TALLY), stayed.schema) as writer:
@@ -84,6 +93,12 @@ def read_tally(folder: str) -> Iterator[tuple[tuple[Any, ...], tuple[int, int, i
     for index in range(reader.num_record_batches):
         for row in reader.get_batch(index).to_pylist():
             yield tuple(row[name] for name in GROUP), (row["documents"], row["bytes_read"], row["bytes_written"])
+
+
+def read_findings(folder: str) -> dict[str, Any]:
+    """The state of a partition's `Findings`."""
+    state: dict[str, Any] = read_json(Path(folder) / FINDINGS)
+    return state
 
 
 def _counted(table: pa.Table) -> pa.Table:
@@ -114,17 +129,23 @@ def _duplicates(
         removed = np.load(Path(star) / REMOVED, mmap_mode="r")
         near = np.concatenate([removed[part] for part in slices_of(removed, "removed", partition)])
     names = _names(np.concatenate([losers["kept"], near["kept"]]), gathered)
-    for code, kept in zip(losers["removed"], losers["kept"], strict=True):
-        found = exact_duplicate(names[int(kept)], bool(is_held_out(code)))
-        yield int(rows_of(code)), (found.stage, found.reason, _json(found.evidence))
-    for code, kept, jaccard in near.tolist():
-        code = np.uint64(code)
-        found = near_duplicate(names[kept], bool(is_held_out(code)), jaccard)
-        yield int(rows_of(code)), (found.stage, found.reason, _json(found.evidence))
+    for row, held_out, kept in zip(
+        rows_of(losers["removed"]), is_held_out(losers["removed"]), losers["kept"].tolist(), strict=True
+    ):
+        yield int(row), _record(exact_duplicate(names[kept], bool(held_out)))
+    for row, held_out, kept, jaccard in zip(
+        rows_of(near["removed"]),
+        is_held_out(near["removed"]),
+        near["kept"].tolist(),
+        near["jaccard"].tolist(),
+        strict=True,
+    ):
+        yield int(row), _record(near_duplicate(names[kept], bool(held_out), jaccard))
 
 
-def _json(evidence: Mapping[str, Any]) -> str:
-    return json.dumps(evidence, sort_keys=True, ensure_ascii=False)
+def _record(why: Rejection) -> tuple[str, str, str]:
+    """A rejection as it is stored; see `Rejected.create`."""
+    return why.stage, why.reason, json.dumps(why.evidence, sort_keys=True, ensure_ascii=False)
 
 
 def _names(codes: NDArray[np.uint64], gathered: Sequence[str]) -> dict[int, Kept]:

@@ -152,7 +152,7 @@ class ShardedRun:
     def read_files(self, inputs: FileInputs) -> None:
         """The input as tasks read it."""
         arguments = {"limits": list(inputs.limits), "held_out": inputs.held_out, "seed": inputs.seed}
-        tasks = []
+        tasks: list[Task] = []
         for number, group in enumerate(reading.group_pieces(inputs.pieces)):
             label = f"read {group[0].location}" + (f" and {len(group) - 1} more" if len(group) > 1 else "")
             pieces = {"pieces": reading.describe(group)}
@@ -177,7 +177,7 @@ class ShardedRun:
         """Writes the output files: for each kind (see `writing.write`) its names, in the order of the ids."""
         places = {"gathered": self.gathered.folders, "decided": self.decided.folders}
         reads = (self.gathered.digest, self.decided.digest)
-        tasks = []
+        tasks: list[Task] = []
         for kind, names in kinds:
             for part, name in enumerate(names):
                 arguments = {"kind": kind, "name": name, "form": form, "part": part, "num_parts": len(names)}
@@ -190,7 +190,8 @@ class ShardedRun:
         config = to_plain(self.config)
         # What these stages do not read decides nothing of theirs.
         rules = {key: value for key, value in config.items() if key not in ("near_duplicates", "mixture", "guard")}
-        tasks, sizes = [], []
+        tasks: list[Task] = []
+        sizes: list[int] = []
         for number, (folder, outcome) in enumerate(zip(self.read.folders, self.read.outcomes, strict=True)):
             for shard, documents in enumerate(outcome.result["shards"]):
                 arguments = {"shard": shard, "order": number << 40, "num_partitions": num_partitions, "config": rules}

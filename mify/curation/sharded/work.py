@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +19,56 @@ FORMAT, VERSION = "curation-work", "1"
 _PLAN, _LOCK = "plan.json", "lock"
 
 
+@dataclass
+class Work:
+    """A work folder that this run holds.
+
+    Args:
+        folder: where it lies.
+        keep_after_error: whether it stays when the run ends in a `MifyError`, to be resumed.
+    """
+
+    folder: Path
+    keep_after_error: bool = True
+
+
 @contextmanager
-def work_folder(work: Path, plan: Mapping[str, Any], *, resume: bool, keep: bool = False) -> Iterator[None]:
+def work_folder(folder: Path, plan: Mapping[str, Any], *, resume: bool) -> Iterator[Work]:
     """Holds the work folder while a run is at work.
 
     What lies there from an earlier run is deleted, or with `resume` taken up where the plans are the same. At the end
-    the folder goes, unless `keep` is set or the run was interrupted or failed unforeseen: then it can be resumed.
+    the folder goes, unless the run was interrupted or failed: then it can be resumed.
 
     Args:
+        folder: it need not exist.
         plan: all that decides the result: configuration, options, inputs (JSON).
 
     Raises:
         MifyError: another run holds it; it is no work folder; or with `resume`, it is of another plan.
     """
     plan = {"format": FORMAT, "version": VERSION, **json.loads(json.dumps(plan))}
-    if work.is_dir() and not (work / _PLAN).exists() and any(path.name != _LOCK for path in work.iterdir()):
-        raise MifyError(f"{work} holds other files", "give a new or empty folder for the work")
-    work.mkdir(parents=True, exist_ok=True)
-    lock = os.open(work / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    if folder.is_dir() and not (folder / _PLAN).exists() and any(path.name != _LOCK for path in folder.iterdir()):
+        raise MifyError(f"{folder} holds other files", "give a new or empty folder for the work")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise MifyError(f"another run is at work in {work}", "wait for it, or give another folder") from None
-        if resume and (work / _PLAN).exists():
-            _check(work, read_json(work / _PLAN), plan)
+            raise MifyError(f"another run is at work in {folder}", "wait for it, or give another folder") from None
+        if resume and (folder / _PLAN).exists():
+            _check(folder, read_json(folder / _PLAN), plan)
         else:
-            _clear(work)
-            write_json(work / _PLAN, plan)
+            _clear(folder)
+            write_json(folder / _PLAN, plan)
+        work = Work(folder)
         try:
-            yield
+            yield work
         except MifyError:
-            if not (keep or resume):
-                shutil.rmtree(work, ignore_errors=True)
+            if not work.keep_after_error:
+                shutil.rmtree(folder, ignore_errors=True)
             raise
-        if not keep:
-            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
 
