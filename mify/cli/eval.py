@@ -68,6 +68,12 @@ def evaluate(
     endpoint_infills: Annotated[
         bool, typer.Option("--endpoint-infills", help="The endpoint honours `suffix`; some ignore it silently.")
     ] = False,
+    fim_order: Annotated[
+        str, typer.Option(metavar="ORDER", help="Of infilling prompts: psm, or spm (the suffix first).")
+    ] = "psm",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of llama.cpp; the free cores by default.", show_default=False)
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's chat format.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 1,
     k: Annotated[str, typer.Option("--k", help="The k of pass@k, with commas.")] = "1",
@@ -105,8 +111,8 @@ def evaluate(
     from mify.eval.evaluate import BITS_PER_BYTE, INFILLING, tasks_by_name
     from mify.eval.evaluate import evaluate as run
     from mify.eval.open_model import open_model
+    from mify.eval.runner import RunOptions
     from mify.eval.sandbox import sandbox_kind
-    from mify.eval.tasks import RunOptions
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
@@ -119,6 +125,7 @@ def evaluate(
     options = RunOptions(
         samples=samples, k=_numbers(k), temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens,
         limit=limit, workers=workers, allow_unconfined=unconfined, form="apart" if strict else "auto", chat=chat,
+        fim_order=fim_order,
     )  # fmt: skip
     console = Console()
     documents: list[Any] = _documents(held_out) if needs_documents else []
@@ -129,7 +136,7 @@ def evaluate(
             console.print(f"programs run in {kind.name} ({kind.reason})", style="dim", highlight=False)
     opened = open_model(
         model, engine=engine, device=device, endpoint_model=endpoint_model, api_key_variable=api_key_variable,
-        endpoint_infills=endpoint_infills,
+        endpoint_infills=endpoint_infills, threads=threads,
     )  # fmt: skip
     with opened as (completer, loaded), console.status("") as status:
         folder = out or Path("eval") / completer.name.replace("/", "_")

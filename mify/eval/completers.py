@@ -23,12 +23,20 @@ class Prompt:
         text: what stands before.
         suffix: what stands behind the gap; None where there is none.
         chat: `text` is a user's message, to be put in the model's chat template.
+        system: what stands in the system role before it; None leaves the template's own.
     """
 
     key: tuple[str, int]
     text: str
     suffix: str | None = None
     chat: bool = False
+    system: str | None = None
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """As chat endpoints and templates take them."""
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": self.text}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,8 @@ class Sampling:
         max_new_tokens: the longest completion.
         temperature: 0 is greedy.
         stop: strings that end a completion, cut before them.
+        fim_order: of an infilling prompt: "psm" `<prefix> P <suffix> S <middle>`, or "spm", in the form StarCoder was
+            trained on (Bavarian et al., arXiv 2207.14255, variant 2): `<prefix> <suffix> S <middle> P`.
     """
 
     max_new_tokens: int
@@ -46,6 +56,7 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    fim_order: str = "psm"
 
 
 OnCompletion = Callable[[Prompt, str | None, dict[str, Any]], None]
@@ -56,12 +67,14 @@ class Completer(Protocol):
 
     `complete` calls `on_completion(prompt, text, facts)` once for each prompt, in any order; prompts whose key is in
     `done` are known already. A prompt it cannot answer gets None for a text and the reason in facts["error"].
+    `fim_orders` are those it can be asked in, the usual one first.
     """
 
     name: str
     identity: dict[str, Any]
     can_infill: bool
     can_chat: bool
+    fim_orders: tuple[str, ...]
 
     def complete(
         self,
@@ -78,6 +91,8 @@ class MifyCompleter:
     The randomness of a completion depends on the seed and on the prompt's place in the sorted list alone, so a run
     that was killed continues with the completions that it would have had.
     """
+
+    fim_orders = ("psm", "spm")
 
     def __init__(self, model: Model, name: str, identity: dict[str, Any] | None = None) -> None:
         self.name = name
@@ -104,7 +119,7 @@ class MifyCompleter:
             )
         ends = (self._tokenizer.eot_id, self._tokenizer.im_end_id)
         stop_ids = [index for index in ends if index is not None]
-        encoded = [(prompt, *self._encode(prompt, room)) for prompt in prompts]
+        encoded = [(prompt, *self._encode(prompt, room, sampling.fim_order)) for prompt in prompts]
         encoded.sort(key=lambda entry: (len(entry[1]), entry[0].key))
         for start in range(0, len(encoded), BATCH):
             batch = encoded[start : start + BATCH]
@@ -126,26 +141,46 @@ class MifyCompleter:
                     facts = {"prompt_tokens": len(ids), "new_tokens": len(answer), "prompt_cut": cut}
                     on_completion(prompt, text, facts)
 
-    def _encode(self, prompt: Prompt, room: int) -> tuple[list[int], int]:
+    def _encode(self, prompt: Prompt, room: int, order: str) -> tuple[list[int], int]:
         """Token ids of a prompt and how many tokens had to be left out to fit: from the far ends of the context."""
         if prompt.chat:
-            ids = self._chat(prompt.text)
+            ids = self._chat(prompt.messages)
             return ids[-room:], max(0, len(ids) - room)
         if prompt.suffix is None:
             ids = self._tokenizer.encode(prompt.text) or [self._tokenizer.eot_id or 0]
             return ids[-room:], max(0, len(ids) - room)
-        before = len(self._tokenizer.encode_fim(prompt.text, prompt.suffix))
-        prefix, suffix = fit_gap(prompt.text, prompt.suffix, room - 3, self._tokenizer.encode, self._tokenizer.decode)
-        ids = self._tokenizer.encode_fim(prefix, suffix)
+        tokenizer = self._tokenizer
+        before = len(tokenizer.encode_fim(prompt.text, prompt.suffix))
+        prefix, suffix = fit_gap(prompt.text, prompt.suffix, room - 3, tokenizer.encode, tokenizer.decode)
+        ids = tokenizer.encode_fim(prefix, suffix)
+        if order == "spm":
+            names = (tokenizer.fim_prefix_id, tokenizer.fim_suffix_id, tokenizer.fim_middle_id)
+            marks = tuple(index for index in names if index is not None)
+            ids = infill_ids(marks, tokenizer.encode(prefix), tokenizer.encode(suffix), order)
         return ids, max(0, before - len(ids))
 
-    def _chat(self, message: str) -> list[int]:
-        """ChatML with one user's message: the format whose special tokens the vocabulary has."""
+    def _chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """ChatML, the format whose special tokens the vocabulary has."""
         start, end = self._tokenizer.im_start_id, self._tokenizer.im_end_id
         assert start is not None
         assert end is not None
         encode = self._tokenizer.encode
-        return [start, *encode(f"user\n{message}"), end, *encode("\n"), start, *encode("assistant\n")]
+        ids: list[int] = []
+        for message in messages:
+            ids += [start, *encode(f"{message['role']}\n{message['content']}"), end, *encode("\n")]
+        return [*ids, start, *encode("assistant\n")]
+
+
+def infill_ids(marks: Sequence[int], prefix: Sequence[int], suffix: Sequence[int], order: str) -> list[int]:
+    """An infilling prompt in the given order.
+
+    Args:
+        marks: the ids of the prefix, suffix and middle tokens. prefix, suffix: ids of the texts around the gap.
+    """
+    before, behind, middle = marks
+    if order == "spm":
+        return [before, behind, *suffix, middle, *prefix]
+    return [before, *prefix, behind, *suffix, middle]
 
 
 def fit_gap(

@@ -45,6 +45,8 @@ class EndpointCompleter:
         pauses: seconds before each further try.
     """
 
+    fim_orders: tuple[str, ...] = ("psm",)  # whatever the endpoint's own order is: nothing can be asked for
+
     def __init__(
         self,
         url: str,
@@ -108,7 +110,7 @@ class EndpointCompleter:
             "seed": sampling.seed + prompt.key[1],
         }
         if prompt.chat:
-            body["messages"] = [{"role": "user", "content": prompt.text}]
+            body["messages"] = prompt.messages
             return self._post(f"{self._url}/chat/completions", body, _chat_text)
         body["prompt"] = prompt.text
         # OpenAI takes four stop strings at most; the rest are cut here.
@@ -165,6 +167,8 @@ class LlamaCppCompleter(EndpointCompleter):
         super().__init__(self._server.url + "/v1", Path(path).name, parallel=parallel, timeout=1800.0)
         self.identity = {"name": self.name, "kind": "llama.cpp", "sha256": sha256_file(path)}
         self.can_infill = self._has_fim_tokens()
+        self._context = context
+        self.fim_orders = ("psm", "spm") if self.can_infill else ("psm",)
 
     def __enter__(self) -> LlamaCppCompleter:
         return self
@@ -181,17 +185,31 @@ class LlamaCppCompleter(EndpointCompleter):
             return False
         return True
 
+    def _spm(self, prefix: str, suffix: str, room: int) -> list[int]:
+        from mify.eval.completers import fit_gap, infill_ids
+        from mify.export.gguf_file import GgufFile
+
+        fields = GgufFile(self._server.path).fields
+        marks = [int(fields[f"tokenizer.ggml.fim_{name}_token_id"]) for name in ("pre", "suf", "mid")]
+        server = self._server
+        before, after = fit_gap(prefix, suffix, room - 3, server.tokenize, server.detokenize)
+        return infill_ids(marks, server.tokenize(before), server.tokenize(after), "spm")
+
     def _ask(self, prompt: Prompt, sampling: Sampling) -> tuple[str, dict[str, Any]]:
         body: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
         body["seed"] = sampling.seed + prompt.key[1]
         if sampling.temperature == 0:
             body |= {"samplers": ["top_k"], "top_k": 1}
         if prompt.chat:
-            body |= {"messages": [{"role": "user", "content": prompt.text}], "max_tokens": sampling.max_new_tokens}
+            body |= {"messages": prompt.messages, "max_tokens": sampling.max_new_tokens}
             return self._post(f"{self._url}/chat/completions", body, _chat_text)
         body |= {"n_predict": sampling.max_new_tokens, "stop": list(sampling.stop)}
         if prompt.suffix is None:
             return self._post(f"{self._server.url}/completion", {**body, "prompt": prompt.text}, _content)
+        if sampling.fim_order == "spm":
+            # llama.cpp has another SPM (suffix, prefix, middle token last) and only as a setting of the whole server.
+            ids = self._spm(prompt.text, prompt.suffix, self._context - sampling.max_new_tokens)
+            return self._post(f"{self._server.url}/completion", {**body, "prompt": ids}, _content)
         body |= {"input_prefix": prompt.text, "input_suffix": prompt.suffix}
         return self._post(f"{self._server.url}/infill", body, _content)
 

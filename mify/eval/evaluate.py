@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mify.errors import MifyError
-from mify.eval.tasks import Progress, RunOptions, Task, run_task
+from mify.eval.runner import Progress, RunOptions, run_task
+from mify.eval.tasks import Task
 from mify.files import write_json
 
 if TYPE_CHECKING:

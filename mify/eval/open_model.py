@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from mify.eval.completers import Completer
     from mify.model import Model
 
+_log = logging.getLogger(__name__)
 ENGINES = ("auto", "mify", "transformers", "llama.cpp")
 
 
@@ -26,12 +28,14 @@ def open_model(
     endpoint_model: str | None = None,
     api_key_variable: str = "OPENAI_API_KEY",
     endpoint_infills: bool = False,
+    threads: int | None = None,
 ) -> Iterator[tuple[Completer, Model | None]]:
     """The completer, and the model itself where it is one of mify's (for bits per byte).
 
     Args:
         model: a path, or the address of an OpenAI-compatible endpoint.
-        engine: who runs a path: "mify", "transformers" or "llama.cpp"; "auto" is mify.
+        engine: who runs a path: "mify", "transformers" or "llama.cpp"; "auto" is `engine_of`.
+        threads: of llama.cpp; as many as there are free cores by default.
 
     Raises:
         MifyError: an engine, a device or a model that is not there.
@@ -46,11 +50,14 @@ def open_model(
         key = os.environ.get(api_key_variable)
         yield EndpointCompleter(model, endpoint_model, api_key=key, suffix=endpoint_infills), None
         return
+    if engine == "auto":
+        engine = engine_of(Path(model))
+        if engine != "mify":
+            _log.info("%s is not Llama-shaped: %s runs it", model, engine)
     if engine == "llama.cpp":
         from mify.eval.endpoint import LlamaCppCompleter
-        from mify.eval.sandbox import usable_cpus
 
-        with LlamaCppCompleter(model, threads=usable_cpus()) as completer:
+        with LlamaCppCompleter(model, threads=threads or free_cpus()) as completer:
             yield completer, None
         return
     import torch
@@ -69,6 +76,34 @@ def open_model(
     loaded = load(model, device=chosen, dtype=dtype)
     name = Path(model).resolve().name
     yield MifyCompleter(loaded, name, model_identity(loaded, name)), loaded
+
+
+def engine_of(model: Path) -> str:
+    """Who runs a path: mify what is Llama-shaped, else `transformers` for a folder and llama.cpp for a GGUF file."""
+    import json
+
+    if model.is_dir() and (model / "config.json").is_file():
+        try:
+            values = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+            return "mify"  # which says what is wrong with it
+        return "mify" if isinstance(values, dict) and values.get("model_type", "llama") == "llama" else "transformers"
+    if model.is_file() and model.suffix == ".gguf":
+        from mify.export.gguf_file import GgufFile
+
+        try:
+            shape = GgufFile(model).fields.get("general.architecture", "llama")
+        except MifyError:
+            return "mify"
+        return "mify" if shape == "llama" else "llama.cpp"
+    return "mify"
+
+
+def free_cpus() -> int:
+    """Cores that others leave now: with more threads than that, llama.cpp's waiting threads take the time."""
+    from mify.eval.sandbox import usable_cpus
+
+    return max(1, usable_cpus() - round(os.getloadavg()[0]))
 
 
 def _device(device: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mify.errors import MifyError
-from mify.eval.completers import OnCompletion, Prompt, Sampling, cut_at_stop, fit_gap
+from mify.eval.completers import OnCompletion, Prompt, Sampling, cut_at_stop, fit_gap, infill_ids
 from mify.files import sha256_file
 from mify.special_tokens import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX
 
@@ -31,6 +31,8 @@ class TransformersCompleter:
         folder: with config.json, weights and tokenizer. Code in the folder is not run.
         device: where to run. dtype: of the weights.
     """
+
+    fim_orders = ("psm", "spm")
 
     def __init__(self, folder: str | os.PathLike[str], *, device: str = "cpu", dtype: Any = None) -> None:
         try:
@@ -75,7 +77,7 @@ class TransformersCompleter:
                 "give fewer with --max-new-tokens",
             )
         encoded = sorted(
-            ((self._encode(prompt, room), prompt) for prompt in prompts),
+            ((self._encode(prompt, room, sampling.fim_order), prompt) for prompt in prompts),
             key=lambda entry: (len(entry[0]), entry[1].key),
         )
         for start in range(0, len(encoded), BATCH):
@@ -106,21 +108,20 @@ class TransformersCompleter:
                     facts = {"prompt_tokens": len(row), "new_tokens": count, "prompt_cut": len(ids) - len(row)}
                     on_completion(prompt, cut_at_stop(text, sampling.stop), facts)
 
-    def _encode(self, prompt: Prompt, room: int) -> list[int]:
+    def _encode(self, prompt: Prompt, room: int, order: str) -> list[int]:
         if prompt.chat:
-            messages = [{"role": "user", "content": prompt.text}]
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = self._tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
             return list(self._tokenizer.encode(text, add_special_tokens=False))
         if prompt.suffix is None:
             return list(self._tokenizer.encode(prompt.text))
         assert self._fim is not None
-        prefix, suffix, middle = (self._tokenizer.convert_tokens_to_ids(name) for name in self._fim)
+        marks = [self._tokenizer.convert_tokens_to_ids(name) for name in self._fim]
 
         def encode(text: str) -> list[int]:
             return list(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
         before, after = fit_gap(prompt.text, prompt.suffix, room - 3, encode, self._tokenizer.decode)
-        return [prefix, *encode(before), suffix, *encode(after), middle]
+        return infill_ids(marks, encode(before), encode(after), order)
 
 
 def _files_hash(folder: Path) -> str:

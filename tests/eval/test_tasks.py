@@ -17,14 +17,16 @@ from mify.eval.contamination import contamination
 from mify.eval.evaluate import evaluate, tasks_by_name
 from mify.eval.humaneval import chat_answer, humaneval
 from mify.eval.infilling import eligible, held_out_lines
+from mify.eval.runner import RunOptions, run_task, without_addresses
 from mify.eval.sandbox import sandbox_kind
-from mify.eval.tasks import Item, RunOptions, Task, read_jsonl, run_task, without_addresses
+from mify.eval.tasks import Item, Task, read_jsonl
 
 
 class Scripted:
     """A completer that answers from a function and counts what it was asked."""
 
     name, can_infill, can_chat = "scripted", True, True
+    fim_orders: tuple[str, ...] = ("psm", "spm")
 
     def __init__(self, answer: Callable[[Prompt], str | None], stop_after: int | None = None) -> None:
         self.identity: dict[str, Any] = {"name": self.name}

@@ -209,8 +209,8 @@ def evaluate(config: DemoConfig, folder: Path, report: Report) -> dict[str, Any]
     from mify.eval.evaluate import model_identity
     from mify.eval.humaneval import humaneval
     from mify.eval.infilling import held_out_lines
+    from mify.eval.runner import RunOptions, run_task
     from mify.eval.sandbox import sandbox_kind
-    from mify.eval.tasks import RunOptions, run_task
     from mify.loading import load
 
     model = load(folder / "runs" / "demo")
