@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mify.bench.timing import random_like_activations, time_cpu, time_gpu
 from mify.kernels.cost import Cost
@@ -78,9 +79,10 @@ class Point:
 
 
 def draw(path: str | os.PathLike[str], peaks: Peaks, points: Sequence[Point], title: str) -> bool:
-    """Writes the roofline as PNG: achieved FLOP/s over FLOP per byte. False where matplotlib is not installed.
+    """Writes the roofline as PNG. False where matplotlib is not installed.
 
-    Ops without matrix products stand at the left edge, at the height that their bandwidth allows there.
+    Left the ops with matrix products, achieved FLOP/s over FLOP per byte under the roof; right every op as a bar, how
+    much of its limit it reached (ops that only move bytes have no place on the left).
     """
     try:
         import matplotlib
@@ -91,39 +93,57 @@ def draw(path: str | os.PathLike[str], peaks: Peaks, points: Sequence[Point], ti
 
     from mify.files import atomic_file
 
-    edge = 0.25  # FLOP per byte at which ops without products are drawn
-    figure, axes = pyplot.subplots(figsize=(9, 5.5), dpi=110)
-    ridge = peaks.flops / peaks.bandwidth
-    ends = [edge / 2, ridge, max(ridge * 20, *(2 * point.cost.intensity for point in points), 1.0)]
-    axes.plot(ends, [x * peaks.bandwidth if x < ridge else peaks.flops for x in ends], color="0.2", linewidth=1.5)
-    taken: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda point: point.seconds):
-        x = max(point.cost.intensity, edge)
-        rate = point.cost.bytes * x if point.cost.intensity < edge else point.cost.flops
-        reached = rate / point.seconds
-        axes.plot([x], [reached], "o", markersize=5)
-        # Names of points that lie close together are set below each other.
-        crowd = sum(abs(math.log(x / a)) < 1.5 and abs(math.log(reached / b)) < 0.12 for a, b in taken)
-        taken.append((x, reached))
-        right = x > ends[2] / 30
-        axes.annotate(
-            point.name,
-            (x, reached),
-            textcoords="offset points",
-            xytext=(-6 if right else 6, -3 - 8 * crowd),
-            fontsize=7,
-            horizontalalignment="right" if right else "left",
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("FLOP per byte (ops without products at the left edge)")
-    axes.set_ylabel("FLOP/s")
-    axes.set_title(
-        f"{title}: {peaks.bandwidth / 1e9:,.0f} GB/s and {peaks.flops / 1e12:,.2f} TFLOP/s measured", fontsize=10
+    ordered = sorted(points, key=lambda point: -peaks.percent(point.cost, point.seconds))
+    figure, (roof, bars) = pyplot.subplots(
+        1, 2, figsize=(13, max(5.0, 1.5 + 0.22 * len(points))), dpi=110, width_ratios=(1.2, 1)
     )
-    axes.grid(True, which="both", color="0.9", linewidth=0.5)
+    _draw_roof(roof, peaks, ordered)
+    _draw_bars(bars, peaks, ordered)
+    figure.suptitle(
+        f"{title}: copy {peaks.bandwidth / 1e9:,.0f} GB/s, read {max(peaks.read, peaks.bandwidth) / 1e9:,.0f} GB/s, "
+        f"{peaks.flops / 1e12:,.2f} TFLOP/s in {peaks.dtype}, measured in the same run",
+        fontsize=10,
+    )
     figure.tight_layout()
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")
     pyplot.close(figure)
     return True
+
+
+def _draw_roof(axes: Any, peaks: Peaks, points: Sequence[Point]) -> None:
+    """Points are numbered as the bars are: names would cover each other."""
+    computing = [(number, point) for number, point in enumerate(points, 1) if point.cost.flops]
+    slope = max(peaks.read, peaks.bandwidth)
+    ridge = peaks.flops / slope
+    intensities = [ridge, *(point.cost.intensity for _, point in computing)]
+    ends = [min(intensities) / 3, ridge, max(intensities) * 3]
+    axes.plot(ends, [x * slope if x < ridge else peaks.flops for x in ends], color="0.2", linewidth=1.5)
+    taken: list[tuple[float, float]] = []
+    for number, point in computing:
+        x, reached = point.cost.intensity, point.cost.flops / point.seconds
+        crowd = sum(abs(math.log(x / a)) < 0.35 and abs(math.log(reached / b)) < 0.08 for a, b in taken)
+        taken.append((x, reached))
+        axes.plot([x], [reached], "o", markersize=5, color="tab:blue")
+        axes.annotate(str(number), (x, reached), textcoords="offset points", xytext=(5 + 12 * crowd, -3), fontsize=7)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("FLOP per byte")
+    axes.set_ylabel("FLOP/s")
+    axes.set_title("ops with matrix products, numbered as on the right", fontsize=9)
+    axes.grid(True, which="both", color="0.9", linewidth=0.5)
+
+
+def _draw_bars(axes: Any, peaks: Peaks, points: Sequence[Point]) -> None:
+    shares = [peaks.percent(point.cost, point.seconds) for point in points]
+    colours = ["tab:blue" if point.cost.flops else "tab:orange" for point in points]
+    places = range(len(points), 0, -1)
+    axes.barh(places, shares, color=colours, height=0.7)
+    for at, share in zip(places, shares, strict=True):
+        axes.text(share + 1, at, f"{share:.0f}%", va="center", fontsize=7)
+    axes.axvline(100, color="0.2", linewidth=1)
+    axes.set_yticks(places, [f"{point.name}  {number}" for number, point in enumerate(points, 1)], fontsize=7)
+    axes.set_xlim(0, max(112.0, *(share + 12 for share in shares)))
+    axes.set_ylim(0.3, len(points) + 0.7)
+    axes.set_xlabel("% of its limit (blue: with matrix products, orange: moves bytes)")
+    axes.set_title("all ops", fontsize=9)
