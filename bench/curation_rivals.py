@@ -24,9 +24,10 @@ def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def shingle_set(text: str, lowercase: bool, n: int = 5) -> set[str]:
-    """Word n-grams joined by spaces, as a rival's user writes it."""
-    words = _WORD.findall(text.lower()) if lowercase else _ASCII_WORD.findall(text)
+def shingle_set(text: str, lowercase: bool, n: int = 5, word: re.Pattern[str] | None = None) -> set[str]:
+    """Word n-grams joined by spaces, as a rival's user writes it. `word`: what a word is, in place of the usual."""
+    pattern = word or (_WORD if lowercase else _ASCII_WORD)
+    words = pattern.findall(text.lower() if lowercase else text)
     if len(words) < n:
         return {" ".join(words)} if words else set()
     return {" ".join(gram) for gram in zip(*(words[i:] for i in range(n)), strict=False)}
@@ -58,6 +59,22 @@ def datasketch_signatures(texts: list[str], num_perm: int, lowercase: bool) -> l
         batch = [[gram.encode() for gram in shingle_set(text, lowercase)] for text in texts[begin : begin + 512]]
         out += MinHash.bulk(batch, num_perm=num_perm)
     return out
+
+
+def count_equal(texts: list[str], ours: Any) -> int:
+    """How many documents have datasketch's very signature: Unicode words, case kept, 128 permutations, sha1."""
+    from datasketch import MinHash
+
+    equal = 0
+    for begin in range(0, len(texts), 512):
+        batch = [
+            [gram.encode() for gram in shingle_set(text, lowercase=False, word=_WORD)]
+            for text in texts[begin : begin + 512]
+        ]
+        sketches = MinHash.bulk(batch, num_perm=128)
+        rows = ours[begin : begin + len(batch)]
+        equal += sum(bool((sketch.hashvalues == row).all()) for sketch, row in zip(sketches, rows, strict=True))
+    return equal
 
 
 def rensa_signatures(texts: list[str], num_perm: int, lowercase: bool) -> list[Any]:
