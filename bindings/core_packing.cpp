@@ -145,7 +145,8 @@ py::tuple encode_batch(const mify::Bpe& bpe, const py::sequence& sequence, unsig
 // Token shards with the arrays that hold their memory.
 struct Shards {
   Shards(const std::vector<py::array>& tokens, const Array<int64_t>& offsets, const Array<uint64_t>& keys,
-         const Array<uint8_t>& domains)
+         const Array<uint8_t>& domains, const std::optional<Array<int32_t>>& nodes,
+         const std::optional<Array<int64_t>>& node_offsets)
       : held(tokens), offsets_held(offsets), keys_held(keys), domains_held(domains) {
     if (tokens.empty()) throw py::value_error("tokens: at least one shard is expected");
     view.starts.push_back(0);
@@ -174,18 +175,32 @@ struct Shards {
     view.offsets = ::view(offsets_held);
     view.keys = ::view(keys_held);
     view.domains = ::view(domains_held);
+    if (!nodes || !node_offsets) return;
+    nodes_held = *nodes;
+    node_offsets_held = *node_offsets;
+    static_assert(sizeof(mify::SyntaxNode) == 2 * sizeof(int32_t));
+    const auto num_nodes = static_cast<int64_t>(nodes_held.size() / 2);
+    const std::span<const int64_t> bounds = ::view(node_offsets_held);
+    if (nodes_held.size() % 2 != 0 || node_offsets_held.size() != offsets.size() || bounds.front() != 0 ||
+        bounds.back() != num_nodes || !std::ranges::is_sorted(bounds)) {
+      throw py::value_error("nodes, node_offsets: pairs, and ascending numbers of them, one more than documents");
+    }
+    view.nodes = {reinterpret_cast<const mify::SyntaxNode*>(nodes_held.data()), static_cast<size_t>(num_nodes)};
+    view.node_offsets = bounds;
   }
 
   std::vector<py::array> held;
   Array<int64_t> offsets_held;
   Array<uint64_t> keys_held;
   Array<uint8_t> domains_held;
+  Array<int32_t> nodes_held;
+  Array<int64_t> node_offsets_held;
   mify::ShardsView view;
 };
 
 py::tuple plan_window(const mify::Bpe& bpe, const Shards& shards, const Array<int64_t>& documents, int32_t context,
                       int32_t max_pieces, uint64_t seed, uint32_t epoch, uint32_t window, uint64_t corpus_key,
-                      uint64_t fim_domains, uint64_t rate_threshold, uint64_t spm_threshold, bool cut_lines,
+                      uint64_t fim_domains, uint64_t rate_threshold, uint64_t spm_threshold, const std::string& cuts,
                       const std::array<uint32_t, 4>& sentinels, int64_t file_separator, unsigned threads) {
   mify::WindowOptions options;
   if (context <= mify::kFimRoom) throw py::value_error("context: more than " + std::to_string(mify::kFimRoom));
@@ -200,7 +215,12 @@ py::tuple plan_window(const mify::Bpe& bpe, const Shards& shards, const Array<in
   options.fim_domains = fim_domains;
   options.fim_options.rate_threshold = rate_threshold;
   options.fim_options.spm_threshold = spm_threshold;
-  options.fim_options.mode = cut_lines ? mify::CutMode::kLine : mify::CutMode::kUniform;
+  if (cuts != "uniform" && cuts != "line" && cuts != "syntax") {
+    throw py::value_error("cuts is '" + cuts + "'; it must be uniform, line or syntax");
+  }
+  options.fim_options.mode = cuts == "uniform" ? mify::CutMode::kUniform
+                             : cuts == "line"  ? mify::CutMode::kLine
+                                               : mify::CutMode::kNode;
   options.fim_options.prefix_id = sentinels[0];
   options.fim_options.middle_id = sentinels[1];
   options.fim_options.suffix_id = sentinels[2];
@@ -294,13 +314,14 @@ void bind_packing(py::module_& m) {
       "train_bpe", &train_bpe, py::arg("words"), py::arg("vocab_size"), py::arg("first_id"), py::arg("bytes"),
       "(tokens, merge_left, merge_right, merge_result): the merged tokens from id first_id + 256 on, and the merges.");
   py::class_<Shards>(m, "Shards", "Token shards as the plan and the rows read them; keeps the arrays alive.")
-      .def(py::init<const std::vector<py::array>&, const Array<int64_t>&, const Array<uint64_t>&,
-                    const Array<uint8_t>&>(),
-           py::arg("tokens"), py::arg("offsets"), py::arg("keys"), py::arg("domains"));
+      .def(py::init<const std::vector<py::array>&, const Array<int64_t>&, const Array<uint64_t>&, const Array<uint8_t>&,
+                    const std::optional<Array<int32_t>>&, const std::optional<Array<int64_t>>&>(),
+           py::arg("tokens"), py::arg("offsets"), py::arg("keys"), py::arg("domains"), py::arg("nodes") = py::none(),
+           py::arg("node_offsets") = py::none());
   m.def("plan_window", &plan_window, py::arg("bpe"), py::arg("shards"), py::arg("documents"), py::kw_only(),
         py::arg("context"), py::arg("max_pieces"), py::arg("seed"), py::arg("epoch"), py::arg("window"),
         py::arg("corpus_key"), py::arg("fim_domains"), py::arg("rate_threshold"), py::arg("spm_threshold"),
-        py::arg("cut_lines"), py::arg("sentinels"), py::arg("file_separator"), py::arg("threads") = 1);
+        py::arg("cuts"), py::arg("sentinels"), py::arg("file_separator"), py::arg("threads") = 1);
   m.def("make_rows", &make_rows, py::arg("shards"), py::arg("bin_starts"), py::arg("piece_document"),
         py::arg("span_starts"), py::arg("span_source"), py::arg("piece_mode"), py::arg("piece_middle"),
         py::arg("span_length"), py::arg("patches"), py::arg("bins"), py::kw_only(), py::arg("context"),

@@ -61,7 +61,7 @@ class FimSection:
     rate: float = 0.25
     spm_rate: float = 0.5
     domains: tuple[str, ...] = ("code",)
-    span: Literal["uniform", "line"] = "uniform"  # cuts at uniform characters, or at line starts
+    span: Literal["uniform", "line", "syntax"] = "uniform"  # cuts at characters, at line starts, around syntax nodes
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 #include "packing/fim.hpp"
 
 #include <algorithm>
+#include <tuple>
 
 #include "packing/pre_tokenizer.hpp"
 
@@ -47,7 +48,33 @@ std::pair<int64_t, uint32_t> FimPlanner<T>::locate(std::span<const uint16_t> tab
 }
 
 template <class T>
-auto FimPlanner<T>::choose_cuts(const Words& words) -> std::pair<Position, Position> {
+int64_t FimPlanner<T>::count_text(const T* ids, int64_t begin, int64_t end) const {
+  const std::span<const uint16_t> table = bpe_.characters();
+  int64_t sum = 0;
+  for (int64_t i = begin; i < end; ++i) sum += bpe_.is_special(ids[i]) ? 0 : table[ids[i]];
+  return sum;
+}
+
+// A uniform character of the body, and a uniform one of the nodes around it that lie within the body. Two uniform
+// characters where there is none. `first` is the number of the body's first character in the document.
+template <class T>
+auto FimPlanner<T>::choose_node(const Words& words, uint64_t characters, std::span<const SyntaxNode> nodes,
+                                int64_t first) -> std::pair<uint64_t, uint64_t> {
+  const int64_t end = first + static_cast<int64_t>(characters);
+  const int64_t chosen = first + static_cast<int64_t>(below(first_word(words), characters));
+  around_.clear();
+  for (const SyntaxNode& node : nodes) {
+    if (node.start > chosen) break;
+    if (node.end > chosen && node.start >= first && node.end <= end) around_.push_back(node);
+  }
+  if (around_.empty()) return {below(first_word(words), characters + 1), below(second_word(words), characters + 1)};
+  const SyntaxNode& node = around_[below(second_word(words), around_.size())];
+  return {static_cast<uint64_t>(node.start - first), static_cast<uint64_t>(node.end - first)};
+}
+
+template <class T>
+auto FimPlanner<T>::choose_cuts(const Words& words, std::span<const SyntaxNode> nodes, int64_t first_character)
+    -> std::pair<Position, Position> {
   const bool lines = options_.mode == CutMode::kLine;
   const std::span<const uint16_t> table = lines ? bpe_.line_feeds() : bpe_.characters();
   const uint32_t units = count(table);
@@ -55,6 +82,9 @@ auto FimPlanner<T>::choose_cuts(const Words& words) -> std::pair<Position, Posit
   const bool final_line_feed = bpe_.bytes(ids_[end_ - 1]).ends_with('\n');
   const uint64_t places = lines ? uint64_t{units} - final_line_feed + 2 : uint64_t{units} + 1;
   uint64_t first = below(first_word(words), places), second = below(second_word(words), places);
+  if (options_.mode == CutMode::kNode && units > 0) {
+    std::tie(first, second) = choose_node(words, units, nodes, first_character);
+  }
   if (first > second) std::swap(first, second);
   const auto position = [&](uint64_t place) -> Position {
     if (place + 1 == places) return {end_, 0};
@@ -224,7 +254,8 @@ void FimPlanner<T>::encode_piece(Position low, Position high, int64_t base, Span
 
 template <class T>
 auto FimPlanner<T>::plan(const T* ids, int64_t begin, int64_t end, int64_t base, const Words& words,
-                         const Words& cut_words, Spans& spans) -> Result {
+                         const Words& cut_words, std::span<const SyntaxNode> nodes, int64_t characters_before,
+                         Spans& spans) -> Result {
   ids_ = ids;
   int64_t body_end = ids[end - 1] == options_.end_of_text_id ? end - 1 : end;
   begin_ = begin;
@@ -248,7 +279,8 @@ auto FimPlanner<T>::plan(const T* ids, int64_t begin, int64_t end, int64_t base,
   }
   if (begin_ >= end_) return {};
 
-  const auto [first, second] = choose_cuts(cut_words);
+  if (options_.mode == CutMode::kNode) characters_before += count_text(ids, begin, begin_);
+  const auto [first, second] = choose_cuts(cut_words, nodes, characters_before);
   const bool spm = words[1] < options_.spm_threshold;
   if (files > 0) {
     spans.copy(base + begin, base + file_begin);

@@ -13,7 +13,12 @@
 
 namespace mify {
 
-enum class CutMode : uint8_t { kUniform, kLine };
+enum class CutMode : uint8_t { kUniform, kLine, kNode };
+
+// A node of a document's syntax tree: characters [start, end) of its text, special tokens not counted.
+struct SyntaxNode {
+  int32_t start, end;
+};
 
 struct FimOptions {
   uint64_t rate_threshold = 0;  // floor(rate * 2^32)
@@ -37,8 +42,12 @@ class FimPlanner {
   };
   // Appends the permuted form of ids[begin, end) to `spans`, sources counted from `base` (the number of ids[0]).
   // Nothing is appended where the result is plain.
+  // For CutMode::kNode: the document's nodes, sorted by (start, -end), and how many characters lie before ids[begin].
   Result plan(const T* ids, int64_t begin, int64_t end, int64_t base, const Words& words, const Words& cut_words,
-              Spans& spans);
+              std::span<const SyntaxNode> nodes, int64_t characters_before, Spans& spans);
+
+  // Characters in ids[begin, end), special tokens not counted.
+  int64_t count_text(const T* ids, int64_t begin, int64_t end) const;
 
  private:
   struct Position {  // a byte of a token; the end of the body is (its end, 0)
@@ -54,7 +63,9 @@ class FimPlanner {
   };
   static constexpr int64_t kNone = -1;
 
-  std::pair<Position, Position> choose_cuts(const Words& words);
+  std::pair<Position, Position> choose_cuts(const Words& words, std::span<const SyntaxNode> nodes, int64_t first);
+  std::pair<uint64_t, uint64_t> choose_node(const Words& words, uint64_t characters, std::span<const SyntaxNode> nodes,
+                                            int64_t first);
   void encode_piece(Position low, Position high, int64_t base, Spans& spans);
   int64_t find_meeting(Position low, Position high);
   int64_t find_part(Position low, Position high);
@@ -71,6 +82,7 @@ class FimPlanner {
   int64_t begin_ = 0, end_ = 0;  // the body: the tokens of the text that is cut
   View view_;
   std::vector<uint32_t> sums_, head_, tail_;
+  std::vector<SyntaxNode> around_;
   std::vector<std::pair<uint32_t, uint32_t>> new_words_;
 };
 

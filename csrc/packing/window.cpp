@@ -60,6 +60,8 @@ class Planner {
 
     int64_t begin = 0;
     bool begin_exact = true;
+    nodes_ = shards_.nodes_of(document);
+    characters_before_ = 0;
     for (int32_t number = 0; begin < length; ++number) {
       Words words{};
       bool chosen = false;
@@ -76,6 +78,7 @@ class Planner {
         if (!end_exact) end = begin + capacity;
       }
       add_fragment(ids, begin, end, first, document, number, chosen, begin_exact && end_exact, words, key, out);
+      if (!nodes_.empty() && end < length) characters_before_ += fim_.count_text(ids, begin, end);
       begin = end;
       begin_exact = end_exact;
     }
@@ -92,7 +95,7 @@ class Planner {
       ++counts.plain_no_boundary;
     } else if (chosen) {
       const Words cuts = draw(options_.seed, options_.epoch, key, static_cast<uint32_t>(number), Purpose::kCut);
-      result = fim_.plan(ids, begin, end, base, words, cuts, out.spans);
+      result = fim_.plan(ids, begin, end, base, words, cuts, nodes_, characters_before_, out.spans);
       if (result.mode == PieceMode::kPlain) {
         ++counts.plain_no_text;
       } else if (out.spans.piece_length() > options_.context) {
@@ -142,6 +145,8 @@ class Planner {
   const WindowOptions& options_;
   FimPlanner<T> fim_;
   std::string before_, after_;
+  std::span<const SyntaxNode> nodes_;  // of the document that is being planned
+  int64_t characters_before_ = 0;      // of the fragment
 };
 
 template <class V>

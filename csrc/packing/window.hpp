@@ -20,6 +20,15 @@ struct ShardsView {
   std::span<const int64_t> offsets;  // (documents + 1) first token of each document
   std::span<const uint64_t> keys;    // (documents) 64 bits of the document's id
   std::span<const uint8_t> domains;  // (documents)
+  // Where they are known: nodes of the documents' syntax trees, and (documents + 1) first node of each document.
+  std::span<const SyntaxNode> nodes;
+  std::span<const int64_t> node_offsets;
+
+  std::span<const SyntaxNode> nodes_of(int64_t document) const {
+    if (node_offsets.empty()) return {};
+    const auto first = static_cast<size_t>(node_offsets[static_cast<size_t>(document)]);
+    return nodes.subspan(first, static_cast<size_t>(node_offsets[static_cast<size_t>(document) + 1]) - first);
+  }
 
   size_t shard_of(int64_t token) const;
 };

@@ -55,6 +55,8 @@ class Shards:
         offsets: NDArray[np.int64],
         keys: NDArray[np.uint64],
         domains: NDArray[np.uint8],
+        nodes: NDArray[np.int32] | None = None,
+        node_offsets: NDArray[np.int64] | None = None,
     ) -> None: ...
 
 class Counts(TypedDict):
@@ -92,7 +94,7 @@ def plan_window(
     fim_domains: int,
     rate_threshold: int,
     spm_threshold: int,
-    cut_lines: bool,
+    cuts: str,
     sentinels: Sequence[int],
     file_separator: int,
     threads: int = 1,

@@ -22,6 +22,13 @@ def tokenize(
     language_separators: Annotated[
         bool, typer.Option("--language-separators", help="Begin each document with its <|lang:NAME|>.")
     ] = False,
+    repositories: Annotated[
+        bool, typer.Option("--repositories", help="Join the code files of each repository into one document.")
+    ] = False,
+    syntax: Annotated[
+        bool, typer.Option("--syntax", help="Store syntax nodes too, for FIM that cuts around them (tree-sitter).")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Shards written at once; the result is the same.")] = 1,
     shard_bytes: Annotated[int, typer.Option(help="Text per shard, in bytes.")] = 256 << 20,
 ) -> None:
     """Turn documents into memory-mapped token shards; run again, it keeps the shards that are whole."""
@@ -33,6 +40,8 @@ def tokenize(
         raise MifyError(f"{', '.join(missing)} not given", "mify tokenize --corpus X --tokenizer Y --out Z")
     from rich.console import Console
 
+    from mify.curation.documents import read_documents
+    from mify.data.repositories import repository_documents
     from mify.data.shards import write_shards
     from mify.tokenizer import Tokenizer
 
@@ -45,12 +54,15 @@ def tokenize(
             done += documents
             status.update(f"tokenizing: {done} documents")
 
+        documents = read_documents(corpus)
         report = write_shards(
-            corpus,
+            repository_documents(documents) if repositories else documents,
             Tokenizer.load(tokenizer),
             out,
             shard_bytes=shard_bytes,
             language_separators=language_separators,
+            syntax=syntax,
+            threads=threads,
             progress=show,
         )
     kept = f" ({report.shards_kept} shards were there already)" if report.shards_kept else ""

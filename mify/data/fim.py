@@ -20,6 +20,7 @@ the whole piece, never from a part of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -52,16 +53,18 @@ class FimConfig:
     spm_rate: float = 0.5
     """Share of the permuted ones that are laid out as SPM."""
     domains: tuple[str, ...] = ("code",)
-    span: Literal["uniform", "line"] = "uniform"
-    """`uniform`: the cuts are two uniform characters. `line`: two uniform line starts."""
+    span: Literal["uniform", "line", "syntax"] = "uniform"
+    """`uniform`: the cuts are two uniform characters. `line`: two uniform line starts. `syntax`: the middle is a node
+    of the syntax tree: a uniform one of those around a uniform character (where none is, as `uniform`); needs shards
+    that were written with `syntax`."""
 
     def __post_init__(self) -> None:
         for name in ("rate", "spm_rate"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise MifyError(f"fim.{name} is {value}", "give a share from 0.0 to 1.0")
-        if self.span not in ("uniform", "line"):
-            raise MifyError(f"fim.span is {self.span!r}", "give 'uniform' or 'line'")
+        if self.span not in ("uniform", "line", "syntax"):
+            raise MifyError(f"fim.span is {self.span!r}", "give 'uniform', 'line' or 'syntax'")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -155,9 +158,20 @@ class Body:
         return [head, (self.token_at(meet), self.token_at(part)), self.tokenizer.encode(self.text[part:high])]
 
 
-def choose_cuts(text: str, span: str, words: tuple[int, int, int, int]) -> tuple[int, int]:
-    """Two sorted cuts in 0 .. len(text), from four random words."""
+def choose_cuts(
+    text: str, span: str, words: tuple[int, int, int, int], nodes: Sequence[tuple[int, int]] = ()
+) -> tuple[int, int]:
+    """Two sorted cuts in 0 .. len(text), from four random words.
+
+    Args: nodes: characters [start, end) of the syntax nodes, counted from the text's first; those that reach beyond it
+        are not chosen.
+    """
     first, second = words[0] | words[1] << 32, words[2] | words[3] << 32
+    if span == "syntax" and text:
+        at = below(first, len(text))
+        around = [node for node in nodes if 0 <= node[0] <= at < node[1] <= len(text)]
+        if around:
+            return around[below(second, len(around))]
     if span == "line":
         lines = [0, *(i + 1 for i, c in enumerate(text) if c == "\n" and i + 1 < len(text)), len(text)]
         cuts = lines[below(first, len(lines))], lines[below(second, len(lines))]
@@ -177,11 +191,12 @@ def plan_fragment(
     epoch: int,
     document: int,
     fragment: int,
+    nodes: Sequence[tuple[int, int]] = (),
 ) -> FimPiece | None:
     """The permuted form of tokens [start, end) of a document, or None where it stays in plain order.
 
     Leading special tokens (a language separator) stay in front. In a repository document one file is permuted and
-    moved to the end. `end` may include the document's end-of-text token.
+    moved to the end. `end` may include the document's end-of-text token. `nodes` are the document's, for `syntax`.
     """
     words = draw(seed, epoch, document, fragment, Purpose.FIM)
     if words[0] >= threshold(config.rate):
@@ -194,6 +209,7 @@ def plan_fragment(
     outside: list[Span] = []
     file_sep = tokenizer.special.get(FILE_SEP)
     files = [i for i in range(start, body_end) if ids[i] == file_sep]
+    special = set(tokenizer.special.values())
     if files:
         bounds = [*files, body_end]
         chosen = below(words[2] | words[3] << 32, len(files))
@@ -205,7 +221,6 @@ def plan_fragment(
         outside = [(start, low), (high, body_end), (low, body_start)]
         body_end = high
     else:
-        special = set(tokenizer.special.values())
         body_start = start
         while body_start < body_end and ids[body_start] in special:
             body_start += 1
@@ -213,12 +228,15 @@ def plan_fragment(
     if body_start >= body_end:
         return None
     body = Body(tokenizer, ids, body_start, body_end)
-    a, b = choose_cuts(body.text, config.span, draw(seed, epoch, document, fragment, Purpose.CUT))
+    before = b"".join(tokenizer.token_bytes[i] for i in ids[:body_start] if i not in special)
+    first = sum(byte & 0xC0 != 0x80 for byte in before)
+    shifted = [(low - first, high - first) for low, high in nodes]
+    a, b = choose_cuts(body.text, config.span, draw(seed, epoch, document, fragment, Purpose.CUT), shifted)
     prefix, middle, suffix = (body.encode_piece(*cut) for cut in ((0, a), (a, b), (b, len(body.text))))
     spm = words[1] < threshold(config.spm_rate)
     if spm:
         ahead = [*outside, [prefix_id, suffix_id], *suffix, [middle_id], *prefix]
     else:
         ahead = [*outside, [prefix_id], *prefix, [suffix_id], *suffix, [middle_id]]
-    before = FimPiece(ahead, 0, 0).length
-    return FimPiece([*ahead, *middle, [eot_id]], before, 2 if spm else 1)
+    middle_start = FimPiece(ahead, 0, 0).length
+    return FimPiece([*ahead, *middle, [eot_id]], middle_start, 2 if spm else 1)

@@ -106,6 +106,17 @@ class PlanConfig:
         return self.max_segments if self.max_segments is not None else max(16, self.context // 32)
 
 
+def check_nodes(shards: TokenShards, fim: FimConfig | None) -> None:
+    """Raises MifyError where syntax nodes are asked for and the shards, having documents to permute, hold none."""
+    if fim is None or fim.rate == 0 or fim.span != "syntax" or shards.nodes is not None:
+        return
+    if any(shards.meta["tokens_by_domain"].get(domain) for domain in fim.domains):
+        raise MifyError(
+            f"{shards.folder} has no syntax nodes, which fim.span = 'syntax' needs",
+            "write the shards again with `mify tokenize --syntax`, or use another span",
+        )
+
+
 def plan_window(
     shards: TokenShards,
     tokenizer: Tokenizer,
@@ -137,6 +148,7 @@ def plan_window(
         if fim is not None and fim.rate > 0:
             raise MifyError("this vocabulary has no FIM tokens", "set the FIM rate to 0, or use one that has them")
         domains = []
+    check_nodes(shards, fim)
     documents = np.asarray(documents, np.int64)
     try:
         arrays, counts = packing.plan_window(
@@ -152,7 +164,7 @@ def plan_window(
             fim_domains=sum(1 << domain for domain in domains),
             rate_threshold=threshold(fim.rate) if fim else 0,
             spm_threshold=threshold(fim.spm_rate) if fim else 0,
-            cut_lines=fim is not None and fim.span == "line",
+            cuts=fim.span if fim is not None else "uniform",
             sentinels=[0 if index is None else index for index in sentinels],
             file_separator=tokenizer.special.get(FILE_SEP, -1),
             threads=threads,

@@ -31,6 +31,10 @@ def plan_window_ref(
         may_fim = fim is not None and shards.domain_names[shards.domains[document]] in fim.domains
         key = int(shards.document_ids[document])
         counts["source_tokens"] += len(ids)
+        nodes: list[tuple[int, int]] = []
+        if shards.nodes is not None and shards.node_offsets is not None:
+            own = slice(int(shards.node_offsets[document]), int(shards.node_offsets[document + 1]))
+            nodes = [(low, high) for low, high in shards.nodes[own].tolist()]
 
         def chosen(number: int, key: int = key, may_fim: bool = may_fim) -> bool:
             if fim is None or not may_fim:
@@ -54,6 +58,7 @@ def plan_window_ref(
                         epoch=epoch,
                         document=key,
                         fragment=number,
+                        nodes=nodes,
                     )
                 if not exact:
                     counts["plain_no_boundary"] += 1

@@ -23,7 +23,7 @@ from mify._core import packing
 from mify.data.batch import PackedBatch
 from mify.data.fim import FimConfig
 from mify.data.philox import Purpose
-from mify.data.plan import PlanConfig, PlanCounts, WindowPlan, plan_window
+from mify.data.plan import PlanConfig, PlanCounts, WindowPlan, check_nodes, plan_window
 from mify.data.rows import Loss, PackedRows, concatenate, make_rows, padding_rows
 from mify.data.shards import TokenShards
 from mify.data.spans import PackedSpans, concatenate_spans, make_spans, padding_spans
@@ -142,6 +142,7 @@ class TokenStream(IterableDataset[PackedBatch]):
         self.counts = PlanCounts()
         self._feeds = [_Feed(source, TokenShards(source.path, tokenizer, verify)) for source in sources]
         for feed in self._feeds:
+            check_nodes(feed.shards, fim)
             if not feed.shards.num_documents:
                 raise MifyError(f"source {feed.source.name!r} has no documents", "leave it out, or tokenize some")
         shares = [Fraction(source.weight) for source in sources]

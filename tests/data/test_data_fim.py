@@ -121,7 +121,7 @@ def test_any_document_comes_back(
     assert seen == set(range(len(texts)))
 
 
-@pytest.mark.parametrize("span", ["uniform", "line"])
+@pytest.mark.parametrize("span", ["uniform", "line", "syntax"])
 @pytest.mark.parametrize("context", [64, 512])
 def test_the_plan_equals_its_readable_twin(
     context: int,
@@ -132,7 +132,8 @@ def test_the_plan_equals_its_readable_twin(
     tokenizer: Tokenizer,
 ) -> None:
     texts = [*adversarial, *(source[:3000] for source in sources[40:50]), "=" * 9000 + "\n", "é" * 2000]
-    shards = make_shards([*texts, *(TextOf(text, "text") for text in texts[:9])], shard_bytes=6000)
+    prose = [TextOf(text, "text") for text in texts[:9]]
+    shards = make_shards([*texts, *prose], shard_bytes=6000, syntax=span == "syntax")
     assert len(shards.tokens) > 2
     config = PlanConfig(context, 3, FimConfig(0.6, 0.4, ("code",), span))  # type: ignore[arg-type]
     for epoch in range(2):

@@ -72,7 +72,7 @@ def test_the_result_does_not_depend_on_threads_or_interruptions(
         write_shards(documents, tokenizer, tmp_path / "killed", shard_bytes=80_000, progress=kill)
     assert not (tmp_path / "killed" / "meta.json").exists()
     (tmp_path / "killed" / ".shard-00003.abc.tmp").mkdir()
-    report = write_shards(documents, tokenizer, tmp_path / "killed", shard_bytes=80_000)
+    report = write_shards(documents, tokenizer, tmp_path / "killed", shard_bytes=80_000, threads=2)
     assert report.shards_kept == 3
     assert files_of(tmp_path / "killed") == expected
 
