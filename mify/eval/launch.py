@@ -49,7 +49,7 @@ class Mounts:
 
     Args:
         python: the interpreter; its whole prefix is mounted at its own path.
-        packages: (host folder, name) pairs that appear under /packages, on the import path.
+        packages: (host folder or file, name) pairs that appear under /packages, on the import path.
     """
 
     python: str
@@ -81,6 +81,9 @@ def package_mounts(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
             raise MifyError(
                 f"the package {name}, which this benchmark's tests import, is not installed", f"pip install {name}"
             )
+        if spec.submodule_search_locations is None:  # a module of one file
+            found.append((spec.origin, Path(spec.origin).name))
+            continue
         folder = Path(spec.origin).parent
         found.append((str(folder), name))
         libraries = folder.parent / f"{name}.libs"
@@ -116,6 +119,8 @@ def _bubblewrap(kind: SandboxKind, mounts: Mounts, scratch_bytes: int) -> list[s
         for parent in reversed(mounts.prefix.parents[:-1]):  # bwrap would make them for its own uid only
             command += ["--perms", "0755", "--dir", str(parent)]
         command += ["--ro-bind", str(mounts.prefix), str(mounts.prefix)]
+    if mounts.packages:
+        command += ["--perms", "0755", "--dir", PACKAGES_FOLDER]
     for host, name in mounts.packages:
         command += ["--ro-bind", host, f"{PACKAGES_FOLDER}/{name}"]
     # /dev is a tmpfs without a size limit, so it is closed (/dev/shm with it: one folder to wipe, not two). No /proc at

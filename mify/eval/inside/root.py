@@ -48,7 +48,11 @@ def build(plan: dict[str, Any]) -> None:
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m")
     for host, place in plan["bind"]:
-        os.makedirs(root + place, exist_ok=True)
+        if os.path.isdir(host):
+            os.makedirs(root + place, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(root + place), exist_ok=True)
+            open(root + place, "w").close()
         mount(host, root + place, None, MS_BIND | MS_REC)
         mount(None, root + place, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | flags[host])
     for name in ("lib", "lib64", "bin"):
