@@ -83,7 +83,7 @@ def examine(document: Document, config: CurationConfig) -> Verdict:
         also = [other.rule for other in findings if not other.passed]
         evidence = {"value": finding.value, "limit": finding.limit} | ({"also": also} if also else {})
         return Verdict(Rejection(QUALITY, finding.rule, evidence), changes)
-    if (finding := syntax_finding(document.text, language, config.syntax)) is not None:
+    if (finding := syntax_finding(document.text, language, config.syntax, document.path)) is not None:
         return Verdict(Rejection(SYNTAX, finding.rule, {"value": finding.value, "limit": finding.limit}), changes)
     text, redactions, dropped = apply_rules(document.text, language, config.personal_data)
     if dropped is not None:

@@ -2,7 +2,8 @@
 
 tree-sitter always builds a tree and marks what it could not place. Its grammars are approximations and macros are no C,
 so a file is not judged by a single error: a language is checked where a grammar for it is installed, and a document
-falls when the marked stretches cover more than `max_error_fraction` of it. Python is checked exactly, by its own parser
+falls when the marked stretches cover more than `max_error_fraction` of it. What is called C may be C++ (a header's name
+does not tell), so it falls only where neither grammar places it. Python is checked exactly, by its own parser
 (`mify.curation.quality`).
 """
 
@@ -10,11 +11,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from mify.curation.extras import Use, found
 from mify.curation.quality import Finding
+
+# Shells of other grammars than bash's.
+_OTHER_SHELL = re.compile(r"\.(?:fish|csh|tcsh|zsh)$")
+_OTHER_SHELL_LINE = re.compile(r"#!.*\b(?:fish|t?csh|zsh|ksh)\b")
 
 # Language → (module, function that gives the grammar).
 GRAMMARS = {
@@ -43,7 +49,7 @@ class SyntaxRules:
     """
 
     tree_sitter: Use = "installed"
-    max_error_fraction: float = 0.05
+    max_error_fraction: float = 0.1
 
 
 def modules(rules: SyntaxRules) -> tuple[str, ...]:
@@ -61,11 +67,15 @@ def _is_checked(language: str, rules: SyntaxRules) -> bool:
     return known and found("tree_sitter") and found(GRAMMARS[language][0])
 
 
-def syntax_finding(text: str, language: str, rules: SyntaxRules) -> Finding | None:
+def syntax_finding(text: str, language: str, rules: SyntaxRules, path: str = "") -> Finding | None:
     """The rule that a document fails, None where it passes or its language is not checked."""
     if not _is_checked(language, rules):
         return None
+    if language == "shell" and (_OTHER_SHELL.search(path) or _OTHER_SHELL_LINE.match(text)):
+        return None
     fraction, line = error_fraction(text, language)
+    if fraction > rules.max_error_fraction and language == "c" and _is_checked("cpp", rules):
+        fraction, line = min((fraction, line), error_fraction(text, "cpp"))
     if fraction > rules.max_error_fraction:
         return Finding(f"tree-sitter/{language}", f"{fraction:.4f} of it, from line {line}", rules.max_error_fraction)
     return None

@@ -62,6 +62,16 @@ def test_the_fraction_is_of_bytes_and_the_line_of_the_first() -> None:
     assert syntax_finding("def broken(:\n", "python", SyntaxRules()) is None  # Python has its own parser
 
 
+def test_a_header_may_be_of_either_language_and_a_shell_of_another_family() -> None:
+    assert error_fraction(PROGRAMS["cpp"], "c")[0] > 0.1
+    assert syntax_finding(PROGRAMS["cpp"], "c", SyntaxRules(), "vector.h") is None
+    assert syntax_finding("((( ) ] } = = = ;\n" * 5, "c", SyntaxRules(), "x.h") is not None
+    fish = "function f\n    if test $x = 1\n        echo (date)\n    end\nend\n"
+    assert syntax_finding(fish, "shell", SyntaxRules(), "a.sh") is not None
+    assert syntax_finding(fish, "shell", SyntaxRules(), "a.fish") is None
+    assert syntax_finding("#!/usr/bin/fish\n" + fish, "shell", SyntaxRules(), "script") is None
+
+
 def test_real_headers_pass(checkout: Path) -> None:
     for path in sorted((checkout / "csrc" / "minhash").glob("*.hpp")):
         assert syntax_finding(path.read_text(encoding="utf-8"), "cpp", SyntaxRules()) is None, path
