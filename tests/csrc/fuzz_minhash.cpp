@@ -4,20 +4,25 @@
 //
 // Inputs lie in heap blocks of exactly their size, so that a read past an end is seen. Ends with a digest of all
 // results after ITERATIONS inputs: it must be the same on every CPU path and for any number of threads.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "minhash/digests.hpp"
 #include "minhash/lsh.hpp"
+#include "minhash/runs.hpp"
 #include "minhash/shingle_set.hpp"
 #include "minhash/signature.hpp"
 #include "minhash/star.hpp"
+#include "minhash/star_pass.hpp"
+#include "minhash/verify.hpp"
 #include "text/mix.hpp"
 #include "text/ngram_index.hpp"
 #include "text/words.hpp"
@@ -165,6 +170,81 @@ void fuzz_digests(const Text& text) {
   take(xxh32(data, text.size));
 }
 
+// The way over runs and pairs ends where the one in memory does, however the documents are dealt out to two parts.
+void fuzz_runs(std::span<const std::string_view> views, const SignatureConfig& config, const SignatureTable& table,
+               size_t bands, size_t rows, StarConfig star, ThreadTeam& team, Random& random) {
+  const size_t cut = random.below(views.size() + 1);
+  const auto part_of = [&](size_t begin, size_t end) {
+    Part part{views.subspan(begin, end - begin), table};
+    part.table.values = table.row(begin);
+    part.table.num_shingles = table.num_shingles + begin;
+    part.table.num_documents = end - begin;
+    return part;
+  };
+  const Part parts[2] = {part_of(0, cut), part_of(cut, views.size())};
+  std::vector<std::vector<RunEntry>> runs;
+  for (size_t p = 0; p < 2; ++p) {
+    std::vector<uint64_t> codes;
+    for (size_t i = 0; i < parts[p].texts.size(); ++i) codes.push_back((p == 0 ? 0 : cut) + i);
+    runs.emplace_back(bands * num_bucketed(parts[p].table));
+    band_runs(parts[p].table, codes, bands, rows, team, runs[p].data());
+  }
+  uint64_t buckets = 0, skipped = 0;
+  std::vector<CandidatePair> pairs;
+  const size_t cap = random.below(2) == 0 ? views.size() : 1 + random.below(4);
+  for (size_t band = 0; band < bands; ++band) {
+    std::vector<RunEntry> entries;
+    for (const std::vector<RunEntry>& run : runs) {
+      const auto from = run.begin() + static_cast<ptrdiff_t>(band * (run.size() / bands));
+      entries.insert(entries.end(), from, from + static_cast<ptrdiff_t>(run.size() / bands));
+    }
+    BucketPairs finder(entries, cap);
+    for (auto found = finder.next(1 + random.below(8)); !found.empty(); found = finder.next(1 + random.below(8))) {
+      require(std::is_sorted(found.begin(), found.end()), "pairs are sorted");
+      pairs.insert(pairs.end(), found.begin(), found.end());
+    }
+    buckets += finder.num_buckets();
+    for (const BucketPairs::Capped& capped : finder.capped()) {
+      require(capped.documents > cap, "a capped bucket is over the cap");
+      skipped += (capped.documents - cap) * (capped.documents - cap - 1) / 2;
+    }
+  }
+  std::sort(pairs.begin(), pairs.end());
+  pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
+  StarPass pass(views.size());
+  std::vector<PassRemoval> removals;
+  for (size_t begin = 0; begin < pairs.size();) {
+    std::vector<VerifiedPair> verified;
+    const uint64_t later = pairs[begin].later;
+    for (; begin < pairs.size() && pairs[begin].later == later; ++begin) {
+      const uint64_t earlier = pairs[begin].earlier;
+      require(earlier < later && later < views.size(), "a pair is of an earlier and a later document");
+      const uint64_t x = later < cut ? later : later - cut, y = earlier < cut ? earlier : earlier - cut;
+      double jaccard = 0;
+      similarities(parts[later < cut ? 0 : 1], parts[earlier < cut ? 0 : 1], {&x, 1}, {&y, 1}, config.shingles,
+                   {star.threshold, star.verify, star.min_matches}, team, &jaccard);
+      if (jaccard >= 0) verified.push_back({later, earlier, jaccard});
+    }
+    for (const PassRemoval& removal : pass.add(verified)) removals.push_back(removal);
+  }
+  take(skipped);
+  if (cap < views.size()) return;
+  star.bucket_cap = views.size();
+  const StarResult expected =
+      greedy_star(views, config.shingles, table, lsh_buckets(table, bands, rows, team), star, team);
+  require(buckets == expected.num_buckets, "the same buckets");
+  require(removals.size() == expected.removals.size(), "as many removals");
+  for (size_t i = 0; i < removals.size(); ++i) {
+    const Removal& other = expected.removals[i];
+    require(
+        removals[i].removed == other.removed && removals[i].kept == other.kept && removals[i].jaccard == other.jaccard,
+        "the same removals");
+  }
+  for (size_t i = 0; i < views.size(); ++i) {
+    require(pass.cluster(i) == static_cast<uint64_t>(expected.cluster_ids[i]), "the same clusters");
+  }
+}
+
 void fuzz_near_duplicates(const std::vector<std::string>& sources, Random& random) {
   const SignatureConfig config = random_config(random);
   std::vector<Text> texts;
@@ -208,6 +288,7 @@ void fuzz_near_duplicates(const std::vector<std::string>& sources, Random& rando
   take(result.verified_pairs);
   take(result.skipped_pairs);
   take(result.sampled_lost);
+  fuzz_runs(views, config, table, bands, rows, star, team, random);
 }
 
 void fuzz_ngrams(const std::vector<std::string>& sources, Random& random) {
