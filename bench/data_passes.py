@@ -40,7 +40,7 @@ def device_pass(bench: Bench, case: str) -> None:
     from mify.bench.timing import time_gpu
     from mify.config import model_config
     from mify.data.spans import make_spans
-    from mify.kernels import cost
+    from mify.kernels.packing import fim_pack_cost
 
     plan, bins, rows = bench.plan(0.25), bench.some_bins(512), bench.some_rows(512)
     most = PlanConfig(CONTEXT, 0).segments + 1
@@ -54,8 +54,8 @@ def device_pass(bench: Bench, case: str) -> None:
     peaks = measure_peaks("cuda", "bfloat16")
     segments = len(rows.segment_starts)
     costs = {
-        "rows": cost.unpack_rows(size, segments),
-        "spans": cost.pack_spans(size, segments, len(spans.span_starts)),
+        "rows": fim_pack_cost.unpack_rows(size, segments),
+        "spans": fim_pack_cost.pack_spans(size, segments, len(spans.span_starts)),
     }
     note = f"{size / 1e6:.1f} M tokens"
     for metric, (name, work) in zip(metrics, costs.items(), strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mify.kernels import cost
 from mify.kernels.cost import Cost
+from mify.kernels.packing import fim_pack_cost
 
 if TYPE_CHECKING:
     from mify.bench.kernel_ops import Parts
@@ -126,7 +127,7 @@ def gpu_cases() -> dict[str, OpCase]:
         "linear-ce": rows("output matrix and loss, 8192 x 2560 x 65,536", "linear_ce", loss, {
             "forward and backward": cost.linear_cross_entropy(*loss, weight_grad=cost.BF16)}),
         "fim-pack": OpCase("512 rows of 8192 from uint16 to a batch, widened, or gathered by spans", "cuda", pack, {
-            "rows": cost.unpack_rows(*packed), "spans": cost.pack_spans(*packed, 512 * 20)}),
+            "rows": fim_pack_cost.unpack_rows(*packed), "spans": fim_pack_cost.pack_spans(*packed, 512 * 20)}),
     }  # fmt: skip
 
 

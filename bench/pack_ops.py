@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mify.bench.kernel_ops import Parts, Prepared, document_lengths
-from mify.kernels import cost
+from mify.kernels.packing import fim_pack_cost
 from mify.kernels.packing.fim_pack import pack_spans, unpack_rows
 
 PAD, SENTINELS = 1, [2, 3, 4]
@@ -42,11 +42,11 @@ def fim_pack(device: str, num_rows: int, context: int) -> Parts:
     parts: Parts = {
         "rows": Prepared(
             {"mify": lambda: whole("auto"), "torch": lambda: whole("ref")},
-            cost.unpack_rows(size, segments), lambda: whole("ref"),
+            fim_pack_cost.unpack_rows(size, segments), lambda: whole("ref"),
         ),
         "spans": Prepared(
             {"mify": lambda: gathered("auto"), "torch": lambda: gathered("ref")},
-            cost.pack_spans(size, segments, num_spans), lambda: gathered("ref"),
+            fim_pack_cost.pack_spans(size, segments, num_spans), lambda: gathered("ref"),
         ),
     }  # fmt: skip
     return parts

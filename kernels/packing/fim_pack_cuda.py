@@ -12,19 +12,19 @@ def unpack_rows(
     rows: Tensor, loss_bits: Tensor, segment_starts: Tensor, segment_rows: Tensor, cu_length: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `fim_pack_ref.unpack_rows`."""
-    from mify import _cuda
+    from mify._cuda import unpack_rows as launch
 
     with torch.cuda.device(rows.device):
         batch, arguments = row_arguments(rows, loss_bits, segment_starts, segment_rows, cu_length)
-        _cuda.unpack_rows(stream=torch.cuda.current_stream().cuda_stream, **arguments)
+        launch(stream=torch.cuda.current_stream().cuda_stream, **arguments)
     return batch
 
 
 def pack_spans(buffer: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `fim_pack_ref.pack_spans`."""
-    from mify import _cuda
+    from mify._cuda import pack_spans as launch
 
     with torch.cuda.device(buffer.device):
         batch, named = span_arguments(buffer, *rest)  # type: ignore[arg-type]
-        _cuda.pack_spans(stream=torch.cuda.current_stream().cuda_stream, **named)
+        launch(stream=torch.cuda.current_stream().cuda_stream, **named)
     return batch

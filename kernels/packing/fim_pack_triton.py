@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
+from mify.kernels.launch import on
 
 from .fim_pack_cpu import outputs
 
@@ -195,10 +196,11 @@ def unpack_rows(
     """As `fim_pack_ref.unpack_rows`."""
     num_rows, context = rows.shape
     batch = outputs(rows, rows.numel(), cu_length)
-    _unpack_kernel[(num_rows * triton.cdiv(context, BLOCK),)](
-        rows, loss_bits, segment_starts, segment_rows, *batch, num_rows, context, segment_starts.numel(), cu_length,
-        BLOCK=BLOCK, num_warps=NUM_WARPS, **LAUNCH,
-    )  # fmt: skip
+    with on(rows):
+        _unpack_kernel[(num_rows * triton.cdiv(context, BLOCK),)](
+            rows, loss_bits, segment_starts, segment_rows, *batch, num_rows, context, segment_starts.numel(), cu_length,
+            BLOCK=BLOCK, num_warps=NUM_WARPS, **LAUNCH,
+        )  # fmt: skip
     return batch
 
 
@@ -222,11 +224,12 @@ def pack_spans(
     if not patches.numel():
         patches = buffer[:1]  # an empty tensor has no address; no span leads into it
     four = [*sentinels, -1, -1, -1, -1][:4]
-    _pack_kernel[(num_rows * triton.cdiv(context, BLOCK),)](
-        buffer, patches, span_source, span_starts, span_rows, segment_starts, segment_loss, segment_rows, *batch,
-        num_rows, context, segment_starts.numel(), span_starts.numel(), buffer.numel(), patches.numel(), cu_length,
-        pad_id, *four, BLOCK=BLOCK, num_warps=NUM_WARPS, **LAUNCH,
-    )  # fmt: skip
+    with on(buffer):
+        _pack_kernel[(num_rows * triton.cdiv(context, BLOCK),)](
+            buffer, patches, span_source, span_starts, span_rows, segment_starts, segment_loss, segment_rows, *batch,
+            num_rows, context, segment_starts.numel(), span_starts.numel(), buffer.numel(), patches.numel(), cu_length,
+            pad_id, *four, BLOCK=BLOCK, num_warps=NUM_WARPS, **LAUNCH,
+        )  # fmt: skip
     return batch
 
 

@@ -12,8 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from itertools import groupby
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from mify.data.philox import Purpose
 from mify.data.plan import PlanConfig, PlanCounts, WindowPlan, check_nodes, plan_window
 from mify.data.rows import Loss, PackedRows, concatenate, make_rows, padding_rows
 from mify.data.shards import TokenShards
+from mify.data.sources import Exhausted, Source, check_sources
 from mify.data.spans import PackedSpans, concatenate_spans, make_spans, padding_spans
 from mify.errors import MifyError
 from mify.tokenizer import Tokenizer
@@ -36,16 +36,6 @@ log = logging.getLogger("mify.data")
 
 STATE_FORMAT = "token-stream"
 STATE_VERSION = 1
-Exhausted = Literal["repeat", "stop", "reweight"]
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Shards to draw from, and their share of the trained tokens relative to the other sources' weights."""
-
-    name: str
-    path: str | Path
-    weight: float
 
 
 @dataclass(slots=True)
@@ -124,7 +114,7 @@ class TokenStream(IterableDataset[PackedBatch]):
         resident: bool = False,
     ) -> None:
         super().__init__()
-        _check(sources, rows_per_step, rank, world_size, exhausted, loss)
+        check_sources(sources, rows_per_step, rank, world_size, exhausted, loss)
         if window_documents < 1:
             raise MifyError(f"window_documents is {window_documents}", "give a positive number")
         if tokenizer is None:
@@ -380,31 +370,3 @@ class TokenStream(IterableDataset[PackedBatch]):
         if missing:
             parts.append(padding_spans(missing, self.context, self._feeds[0].shards.dtype))
         return concatenate_spans(parts)
-
-
-def _check(
-    sources: Sequence[Source], rows_per_step: int, rank: int, world_size: int, exhausted: str, loss: str
-) -> None:
-    if not sources:
-        raise MifyError("the stream has no sources", "give at least one Source(name, path, weight)")
-    names = [source.name for source in sources]
-    if len(set(names)) != len(names):
-        raise MifyError(f"two sources have the same name: {sorted(names)}", "give each a name of its own")
-    for source in sources:
-        if not 0 < source.weight < float("inf"):
-            raise MifyError(
-                f"source {source.name!r} has the weight {source.weight}", "give a positive number, or leave it out"
-            )
-        if not Path(source.path).is_dir():
-            raise MifyError(f"source {source.name!r}: {source.path} does not exist", "check it, or run `mify tokenize`")
-    if rows_per_step < 1 or world_size < 1 or rows_per_step % world_size:
-        raise MifyError(
-            f"rows_per_step = {rows_per_step} does not divide over {world_size} ranks",
-            "choose a positive multiple of the number of ranks",
-        )
-    if not 0 <= rank < world_size:
-        raise MifyError(f"rank {rank} is not below world_size {world_size}", "give a rank from 0 on")
-    if exhausted not in ("repeat", "stop", "reweight"):
-        raise MifyError(f"exhausted is {exhausted!r}", "give 'repeat', 'stop' or 'reweight'")
-    if loss not in ("all", "middle"):
-        raise MifyError(f"loss is {loss!r}", "give 'all' or 'middle'")
