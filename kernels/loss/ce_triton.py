@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
-from mify.kernels.launch import dense, on
+from mify.kernels.launch import Launch, chosen, dense, on
 
 
 @triton.jit
@@ -89,9 +89,13 @@ def _row_kernel(
             tl.store(dlogits_ptr + column, d.to(x.dtype), mask=column < classes)
 
 
-def _shape(classes: int) -> dict[str, int]:
-    block = min(16_384, triton.next_power_of_2(classes))
-    return {"BLOCK": block, "num_warps": min(16, max(1, block // 1024))}
+def launches(classes: int) -> tuple[Launch, ...]:
+    """How it may be launched: logits of a block, and warps; a row of fewer logits takes one block."""
+    whole = triton.next_power_of_2(classes)
+    if whole <= 16_384:
+        return ({"BLOCK": whole, "num_warps": min(16, max(1, whole // 1024))},)
+    pairs = ((16_384, 16), (8192, 8), (8192, 16), (32_768, 32))
+    return tuple({"BLOCK": block, "num_warps": count} for block, count in pairs)
 
 
 def forward(
@@ -105,7 +109,8 @@ def forward(
         with on(logits):
             _row_kernel[(rows,)](
                 logits, labels, None, loss, lse, logits, logits.stride(0), 0, classes, ignore_index, z_loss, smoothing,
-                LOSS=True, GRADIENT=False, SCALED=False, SMOOTHED=smoothing > 0, **_shape(classes), **LAUNCH,
+                LOSS=True, GRADIENT=False, SCALED=False, SMOOTHED=smoothing > 0,
+                **chosen("ce forward", logits, classes, launches(classes)), **LAUNCH,
             )  # fmt: skip
     return loss, lse
 
@@ -122,7 +127,8 @@ def backward(
             _row_kernel[(rows,)](
                 logits, labels, grad.contiguous(), None, lse.contiguous(), dlogits, logits.stride(0),
                 dlogits.stride(0), classes, ignore_index, z_loss, smoothing,
-                LOSS=False, GRADIENT=True, SCALED=True, SMOOTHED=smoothing > 0, **_shape(classes), **LAUNCH,
+                LOSS=False, GRADIENT=True, SCALED=True, SMOOTHED=smoothing > 0,
+                **chosen("ce backward", logits, classes, launches(classes)), **LAUNCH,
             )  # fmt: skip
     return dlogits
 
@@ -138,14 +144,14 @@ def loss_and_gradient_(
             _row_kernel[(rows,)](
                 logits, labels, None, loss, lse, logits, logits.stride(0), logits.stride(0), classes, ignore_index,
                 z_loss, smoothing, LOSS=True, GRADIENT=gradient, SCALED=False, SMOOTHED=smoothing > 0,
-                **_shape(classes), **LAUNCH,
+                **chosen("ce forward and gradient", logits, classes, launches(classes)), **LAUNCH,
             )  # fmt: skip
     return loss
 
 
 def cases() -> list[Case]:
     """The shipped configurations, for compilation ahead: the vocabulary of the presets, logits in bf16."""
-    shape = _shape(65_536)
+    shape = launches(65_536)[0]
     found = []
     for name, loss, gradient, scaled in (
         ("ce forward", True, False, False),

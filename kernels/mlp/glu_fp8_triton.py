@@ -9,10 +9,19 @@ import triton.language as tl
 from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
-from mify.kernels.launch import dense, on
+from mify.kernels.launch import chosen, dense, on
 from mify.kernels.quantize import fp8
 from mify.kernels.quantize.fp8 import Parts
-from mify.kernels.quantize.quantize_triton import COLUMNS, KINDS, store_tile, tile_case, tile_rows, warps, with_amax
+from mify.kernels.quantize.quantize_triton import (
+    COLUMNS,
+    KINDS,
+    kind,
+    launches,
+    store_tile,
+    tile_case,
+    tile_rows,
+    with_amax,
+)
 
 from .glu_triton import swiglu
 
@@ -69,7 +78,7 @@ def forward(gate: Tensor, up: Tensor, scale: Tensor | None, transpose: bool) -> 
         _kernel[grid](
             gate, up, *parts[:4], scale, largest, gate.stride(0), up.stride(0), tokens, size, fp8.padded(tokens),
             BLOCKS=scale is None, TRANSPOSE=transpose, EMULATE=not gate.is_cuda, BLOCK_R=rows,
-            num_warps=warps(rows), **LAUNCH,
+            **chosen(kind("glu_fp8", scale is None, transpose), gate, size, launches(rows)), **LAUNCH,
         )  # fmt: skip
     return with_amax(parts, largest, scale)
 
@@ -77,4 +86,4 @@ def forward(gate: Tensor, up: Tensor, scale: Tensor | None, transpose: bool) -> 
 def cases() -> list[Case]:
     """The shipped configurations, for compilation ahead, in bf16."""
     inputs = {"gate_ptr": "*bf16", "up_ptr": "*bf16", "gate_row": "i32*16", "up_row": "i32*16"}
-    return [tile_case("glu_fp8", _kernel, inputs, *kind) for kind in KINDS]
+    return [tile_case("glu_fp8", _kernel, inputs, *which) for which in KINDS]

@@ -9,9 +9,15 @@ import triton.language as tl
 from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
-from mify.kernels.launch import dense, on
+from mify.kernels.launch import Launch, chosen, dense, on
 
-BLOCK_ROWS, BLOCK_COLUMNS = 4, 1024
+LAUNCHES: tuple[Launch, ...] = (
+    {"BLOCK_R": 4, "BLOCK_C": 1024, "num_warps": 4},
+    {"BLOCK_R": 2, "BLOCK_C": 1024, "num_warps": 4},
+    {"BLOCK_R": 8, "BLOCK_C": 1024, "num_warps": 8},
+    {"BLOCK_R": 1, "BLOCK_C": 2048, "num_warps": 4},
+    {"BLOCK_R": 1, "BLOCK_C": 1024, "num_warps": 2},
+)
 
 
 @triton.jit
@@ -70,8 +76,8 @@ def _backward_kernel(
     tl.store(dup_ptr + row * size + column, (grad * silu).to(gate.dtype), mask=inside)
 
 
-def _grid(x: Tensor) -> tuple[int, int]:
-    return triton.cdiv(x.shape[0], BLOCK_ROWS), triton.cdiv(x.shape[1], BLOCK_COLUMNS)
+def _grid(x: Tensor, launch: Launch) -> tuple[int, int]:
+    return triton.cdiv(x.shape[0], launch["BLOCK_R"]), triton.cdiv(x.shape[1], launch["BLOCK_C"])
 
 
 def forward(gate: Tensor, up: Tensor) -> Tensor:
@@ -79,11 +85,11 @@ def forward(gate: Tensor, up: Tensor) -> Tensor:
     gate, up = dense(gate), dense(up)
     y = torch.empty_like(gate, memory_format=torch.contiguous_format)
     if gate.numel():
+        launch = chosen("glu forward", gate, gate.shape[1], LAUNCHES)
         with on(gate):
-            _forward_kernel[_grid(gate)](
-                gate, up, y, gate.stride(0), up.stride(0), *gate.shape,
-                BLOCK_R=BLOCK_ROWS, BLOCK_C=BLOCK_COLUMNS, **LAUNCH,
-            )  # fmt: skip
+            _forward_kernel[_grid(gate, launch)](
+                gate, up, y, gate.stride(0), up.stride(0), *gate.shape, **launch, **LAUNCH
+            )
     return y
 
 
@@ -93,17 +99,18 @@ def backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     dgate = torch.empty_like(gate, memory_format=torch.contiguous_format)
     dup = torch.empty_like(dgate)
     if gate.numel():
+        launch = chosen("glu backward", gate, gate.shape[1], LAUNCHES)
         with on(gate):
-            _backward_kernel[_grid(gate)](
+            _backward_kernel[_grid(gate, launch)](
                 grad, gate, up, dgate, dup, grad.stride(0), gate.stride(0), up.stride(0), *gate.shape,
-                BLOCK_R=BLOCK_ROWS, BLOCK_C=BLOCK_COLUMNS, **LAUNCH,
+                **launch, **LAUNCH,
             )  # fmt: skip
     return dgate, dup
 
 
 def cases() -> list[Case]:
     """The shipped configurations, for compilation ahead."""
-    blocks = {"BLOCK_R": BLOCK_ROWS, "BLOCK_C": BLOCK_COLUMNS}
+    blocks = {name: LAUNCHES[0][name] for name in ("BLOCK_R", "BLOCK_C")}
     shape = {"rows": "i32", "size": "i32*16"}
     rows = {"gate_row": "i32*16", "up_row": "i32*16"}
     return [

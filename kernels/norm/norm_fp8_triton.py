@@ -8,19 +8,22 @@ so that what it read last is still in the cache.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
-from mify.kernels.launch import dense, on
+from mify.kernels.launch import Launch, chosen, dense, on
 from mify.kernels.quantize import fp8
 from mify.kernels.quantize.fp8 import Parts
 from mify.kernels.quantize.quantize_triton import (
     COLUMNS,
     KINDS,
     block_scales,
+    kind,
     store_tile,
     tile_case,
     tile_rows,
@@ -28,11 +31,11 @@ from mify.kernels.quantize.quantize_triton import (
     with_amax,
 )
 
-from .norm_triton import normed_row, warps
+from .norm_triton import normed_row, row_launches
 
 # 16 warps spill 16 to 24 bytes a thread, 32 spill 152. Few are enough: a tile of 32 KiB is in flight at a time, and one
 # program a multiprocessor keeps what is read twice near the size of the cache.
-_TILE_WARPS = 8
+TILE_LAUNCHES: tuple[Launch, ...] = ({"num_warps": 8}, {"num_warps": 4}, {"num_warps": 16})
 
 
 @triton.jit
@@ -162,18 +165,19 @@ def forward(
     programs = fp8.padded(tokens) // rows if transpose else tokens
     largest = x.new_empty(programs if scale is not None else 0, dtype=torch.float32)
     strides = x.stride(0), 0 if residual is None else residual.stride(0)
-    common = {"RESIDUAL": residual is not None, "BLOCKS": scale is None, "EMULATE": not x.is_cuda, **LAUNCH}
+    candidates = TILE_LAUNCHES if transpose else row_launches(_row_block(size))
+    launch = chosen(kind("norm_fp8", scale is None, transpose), x, size, candidates)
+    common = {"RESIDUAL": residual is not None, "BLOCKS": scale is None, "EMULATE": not x.is_cuda, **launch, **LAUNCH}
     with on(x):
         if transpose:
             _tile_kernel[(programs,)](
                 x, residual, total, weight, inverse, *parts[:4], scale, largest, *strides, tokens, size,
-                fp8.padded(tokens), eps, TRANSPOSE=True, BLOCK_R=rows, num_warps=_TILE_WARPS, **common,
+                fp8.padded(tokens), eps, TRANSPOSE=True, BLOCK_R=rows, **common,
             )  # fmt: skip
         else:
-            block = _row_block(size)
             _row_kernel[(programs,)](
                 x, residual, total, weight, inverse, *parts[:2], scale, largest, *strides, tokens, size, eps,
-                BLOCK=block, num_warps=warps(block), **common,
+                BLOCK=_row_block(size), **common,
             )  # fmt: skip
     return with_amax(parts, largest, scale), total, inverse
 
@@ -199,11 +203,10 @@ def cases() -> list[Case]:
         title = f"norm_fp8{' with residual' if residual else ''}"
         for blocks, transpose in KINDS:
             case = tile_case(title, _tile_kernel if transpose else _row_kernel, inputs, blocks, transpose)
-            constants = {**case.constants, "RESIDUAL": residual}
-            count = _TILE_WARPS
+            constants, launch = {**case.constants, "RESIDUAL": residual}, TILE_LAUNCHES[0]
             if not transpose:
                 block = _row_block(2560)
                 constants = {"RESIDUAL": residual, "BLOCKS": blocks, "EMULATE": False, "BLOCK": block}
-                count = warps(block)
-            found.append(Case(case.name, case.kernel, case.arguments, constants, num_warps=count))
+                launch = row_launches(block)[0]
+            found.append(dataclasses.replace(case, constants=constants, num_warps=launch["num_warps"]))
     return found

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
-from mify.kernels.launch import dense, on, processors
+from mify.kernels.launch import Launch, chosen, dense, on, processors
 
 
 @triton.jit
@@ -101,6 +101,19 @@ def warps(block: int) -> int:
     return min(16, max(1, block // 512))
 
 
+def row_launches(block: int) -> tuple[Launch, ...]:
+    """How a kernel with a program a row may be launched, for rows padded to `block`."""
+    usual = warps(block)
+    return tuple({"num_warps": count} for count in dict.fromkeys((usual, min(32, 2 * usual), max(1, usual // 2))))
+
+
+def backward_launches(block: int) -> tuple[Launch, ...]:
+    """Warps of a program, and programs a multiprocessor, over which the rows are dealt out."""
+    usual = warps(block)
+    pairs = ((usual, 4), (usual, 2), (usual, 8), (min(32, 2 * usual), 2), (max(1, usual // 2), 8))
+    return tuple({"num_warps": count, "programs": programs} for count, programs in dict.fromkeys(pairs))
+
+
 def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor | None, Tensor]:
     """As `norm_ref.forward`."""
     x, weight = dense(x), weight.contiguous()
@@ -116,7 +129,8 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
         with on(x):
             _forward_kernel[(rows,)](
                 x, residual, total, weight, y, inverse, x.stride(0), 0 if residual is None else residual.stride(0),
-                size, eps, RESIDUAL=residual is not None, BLOCK=block, num_warps=warps(block), **LAUNCH,
+                size, eps, RESIDUAL=residual is not None, BLOCK=block,
+                **chosen("norm forward", x, size, row_launches(block)), **LAUNCH,
             )  # fmt: skip
     return y, total, inverse
 
@@ -132,14 +146,15 @@ def backward(
         return dx, torch.zeros_like(weight)
     if grad_total is not None:
         grad_total = dense(grad_total)
-    programs = min(rows, 4 * processors(x))
-    partial = x.new_empty((programs, size), dtype=torch.float32)
     block = triton.next_power_of_2(size)
+    launch = chosen("norm backward", x, size, backward_launches(block))
+    programs = min(rows, launch["programs"] * processors(x))
+    partial = x.new_empty((programs, size), dtype=torch.float32)
     with on(x):
         _backward_kernel[(programs,)](
             grad, grad_total, x, dense_weight, inverse, dx, partial,
             grad.stride(0), 0 if grad_total is None else grad_total.stride(0), x.stride(0), rows, size,
-            TOTAL=grad_total is not None, BLOCK=block, num_warps=warps(block), **LAUNCH,
+            TOTAL=grad_total is not None, BLOCK=block, num_warps=launch["num_warps"], **LAUNCH,
         )  # fmt: skip
     return dx, partial.sum(0).to(weight.dtype)
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
-from mify.kernels.launch import dense, on
+from mify.kernels.launch import Launch, chosen, dense, on
 
 from . import fp8
 from .fp8 import Parts
@@ -131,9 +131,15 @@ def tile_rows(blocks: bool, transpose: bool) -> int:
     return fp8.BLOCK if blocks and transpose else 32
 
 
-def warps(rows: int) -> int:
-    """32 elements a thread: two rows of 16-byte loads."""
-    return max(1, rows * COLUMNS // 1024)
+def launches(rows: int) -> tuple[Launch, ...]:
+    """How a kernel with a tile of `rows` tokens may be launched; first 32 elements a thread, four 16-byte loads."""
+    usual = max(1, rows * COLUMNS // 1024)
+    return tuple({"num_warps": count} for count in dict.fromkeys((usual, max(1, usual // 2), min(32, 2 * usual))))
+
+
+def kind(name: str, blocks: bool, transpose: bool) -> str:
+    """The name of a kernel that quantizes, in one of its kinds: "glu_fp8 blocks, both layouts"."""
+    return f"{name} {'blocks' if blocks else 'delayed'}, {'both layouts' if transpose else 'one layout'}"
 
 
 def forward(x: Tensor, scale: Tensor | None, transpose: bool) -> Parts:
@@ -150,7 +156,7 @@ def forward(x: Tensor, scale: Tensor | None, transpose: bool) -> Parts:
         _kernel[grid](
             x, *parts[:4], scale, largest, x.stride(0), tokens, features, fp8.padded(tokens),
             BLOCKS=scale is None, TRANSPOSE=transpose, EMULATE=not x.is_cuda, BLOCK_R=rows,
-            num_warps=warps(rows), **LAUNCH,
+            **chosen(kind("quantize", scale is None, transpose), x, features, launches(rows)), **LAUNCH,
         )  # fmt: skip
     return with_amax(parts, largest, scale)
 
@@ -167,7 +173,7 @@ def _nothing(parts: Parts) -> Parts:
 
 def cases() -> list[Case]:
     """The shipped configurations, for compilation ahead, in bf16."""
-    return [tile_case("quantize", _kernel, {"x_ptr": "*bf16", "x_row": "i32*16"}, *kind) for kind in KINDS]
+    return [tile_case("quantize", _kernel, {"x_ptr": "*bf16", "x_row": "i32*16"}, *which) for which in KINDS]
 
 
 KINDS = [(blocks, transpose) for blocks in (True, False) for transpose in (True, False)]
@@ -189,5 +195,4 @@ def tile_case(name: str, kernel: object, inputs: dict[str, str], blocks: bool, t
         "rows_padded": "i32*16",
     }
     constants = {"BLOCKS": blocks, "TRANSPOSE": transpose, "EMULATE": False, "BLOCK_R": rows}
-    title = f"{name} {'blocks' if blocks else 'delayed'}, {'both layouts' if transpose else 'one layout'}"
-    return Case(title, kernel, arguments, constants, num_warps=warps(rows))
+    return Case(kind(name, blocks, transpose), kernel, arguments, constants, num_warps=launches(rows)[0]["num_warps"])

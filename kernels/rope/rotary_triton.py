@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
-from mify.kernels.launch import dense, on
+from mify.kernels.launch import Launch, chosen, dense, on
 
 
 @triton.jit
@@ -70,9 +70,13 @@ def _kernel(
         )
 
 
-def _blocks(half: int) -> tuple[int, int]:
+def launches(half: int) -> tuple[Launch, ...]:
+    """How it may be launched: (token, head) rows of a block, by pairs of elements, and warps."""
     columns = triton.next_power_of_2(half)
-    return max(1, 2048 // columns), columns
+    return tuple(
+        {"BLOCK_R": max(1, pairs // columns), "BLOCK_C": columns, "num_warps": count}
+        for pairs, count in ((2048, 4), (1024, 4), (4096, 4), (4096, 8))
+    )
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -81,13 +85,13 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> tup
     outs = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k))
     tokens, heads, dim = q.shape
     if q.numel() or k.numel():
-        rows, columns = _blocks(dim // 2)
+        launch = chosen("rope", q, dim, launches(dim // 2))
+        rows = launch["BLOCK_R"]
         q_blocks = triton.cdiv(tokens * heads, rows)
         with on(q):
             _kernel[(q_blocks + triton.cdiv(tokens * k.shape[1], rows),)](
                 q, k, *outs, cos, sin, q.stride(0), q.stride(1), k.stride(0), k.stride(1), tokens, q_blocks,
-                Q_HEADS=heads, K_HEADS=k.shape[1], HALF=dim // 2, BLOCK_R=rows, BLOCK_C=columns, INVERSE=inverse,
-                **LAUNCH,
+                Q_HEADS=heads, K_HEADS=k.shape[1], HALF=dim // 2, INVERSE=inverse, **launch, **LAUNCH,
             )  # fmt: skip
     return outs[0], outs[1]
 
@@ -96,7 +100,7 @@ def cases() -> list[Case]:
     """The shipped configurations, for compilation ahead: the heads of mify-2.5b and mify-125m."""
     found = []
     for heads, kv_heads, half in ((20, 4, 64), (6, 2, 64), (9, 3, 32)):
-        rows, columns = _blocks(half)
+        launch = launches(half)[0]
         for inverse in (False, True):
             found.append(
                 Case(
@@ -120,10 +124,11 @@ def cases() -> list[Case]:
                         "Q_HEADS": heads,
                         "K_HEADS": kv_heads,
                         "HALF": half,
-                        "BLOCK_R": rows,
-                        "BLOCK_C": columns,
+                        "BLOCK_R": launch["BLOCK_R"],
+                        "BLOCK_C": launch["BLOCK_C"],
                         "INVERSE": inverse,
                     },
+                    num_warps=launch["num_warps"],
                 )
             )
     return found
