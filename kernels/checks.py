@@ -19,7 +19,8 @@ def tensor(name: str, x: object, *, dims: int | None = None) -> Tensor:
         raise TypeError(f"{name} is a {type(x).__name__}; it must be a torch.Tensor")
     if dims is not None and x.dim() != dims:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must have {dims} dimensions")
-    if x.layout is not torch.strided:
+    # Dynamo forbids looking at the layout in the backward pass of an autograd.Function.
+    if not torch.compiler.is_compiling() and x.layout is not torch.strided:
         raise TypeError(f"{name} has the layout {x.layout}; it must be a dense (strided) tensor")
     return x
 

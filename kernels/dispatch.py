@@ -75,6 +75,10 @@ _MODULES = {
     "ce": "mify.kernels.loss.ce",
     "linear_ce": "mify.kernels.loss.linear_ce",
     "fim_pack": "mify.kernels.packing.fim_pack",
+    "quantize": "mify.kernels.quantize.quantize",
+    "norm_fp8": "mify.kernels.norm.norm_fp8",
+    "glu_fp8": "mify.kernels.mlp.glu_fp8",
+    "gemm": "mify.kernels.gemm.gemm",
 }
 _BACKENDS: dict[str, tuple[Backend, ...]] = {}
 _RULES: dict[str, tuple[Rule | None, measured.Like | None]] = {}
