@@ -101,10 +101,11 @@ def curate(
         return
     if explain is not None:
         from mify.curation.explain import explain as look_up
+        from mify.curation.locations import located
 
         if out is None:
             raise MifyError("--explain needs the folder of a curation", "give it with --out")
-        for found in look_up(Path(out), explain):
+        for found in look_up(located(out), explain):
             console.print("\n".join(found.lines()), highlight=False, markup=False, soft_wrap=True)
         return
     if not paths and not python_installation:
@@ -168,7 +169,8 @@ def curate(
     if result.tasks["lost_workers"]:
         console.print(f"{result.tasks['lost_workers']:,} workers died; their tasks were run again", highlight=False)
     if result.folder is not None:
-        console.print(f"[bold]{join(result.folder, output.names('documents')[0])}[/]", highlight=False)
+        for name in (output.names("documents")[0], "report.html"):
+            console.print(f"[bold]{join(result.folder, name)}[/]", highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mify.curation.config import CurationConfig
-from mify.curation.documents import Document, read_documents, read_rejected
+from mify.curation.documents import Document
+from mify.curation.finished import read_dropped, read_kept
 from mify.curation.licenses import decide
-from mify.curation.pipeline import DOCUMENTS, HELD_OUT, REJECTED, load_report
+from mify.curation.locations import Location
+from mify.curation.pipeline import load_report
 from mify.curation.quality import quality_findings
 from mify.curation.syntax import checked_languages, error_fraction
 from mify.errors import MifyError
@@ -62,13 +64,14 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def explain(folder: Path, wanted: str) -> list[Explanation]:
+def explain(folder: Location, wanted: str) -> list[Explanation]:
     """What became of the documents whose id begins with `wanted`, or whose path is or ends with it.
 
     Raises:
         MifyError: `folder` holds no finished curation, `wanted` is too short, or nothing matches.
     """
-    config = build(CurationConfig, load_report(folder)["config"])
+    report = load_report(folder)
+    config = build(CurationConfig, report["config"])
     if len(wanted) < MIN_PREFIX:
         raise MifyError(f"--explain {wanted!r} is too short", f"give {MIN_PREFIX} or more digits of the id, or a path")
 
@@ -76,11 +79,11 @@ def explain(folder: Path, wanted: str) -> list[Explanation]:
         by_path = document.path == wanted or document.path.endswith("/" + wanted)
         return document.id.startswith(wanted) or by_path or f"{document.repo}/{document.path}" == wanted
 
-    kept = [(document, outcome) for document, outcome in _kept(folder) if matches(document)]
+    kept = [(document, outcome) for document, outcome in read_kept(folder, report) if matches(document)]
     ids = {document.id for document, _ in kept}
     rejected: list[Explanation] = []
     removed: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for item in read_rejected(folder / REJECTED):
+    for item in read_dropped(folder, report):
         evidence = json.loads(item.evidence)
         if evidence.get("kept") in ids:
             removed.setdefault(evidence["kept"], []).append((f"{item.document.repo}/{item.document.path}", evidence))
@@ -93,7 +96,9 @@ def explain(folder: Path, wanted: str) -> list[Explanation]:
         for document, outcome in kept
     ]
     if not found and not rejected:
-        raise MifyError(f"no document of {folder} has an id or path like {wanted!r}", "ids stand in documents.parquet")
+        raise MifyError(
+            f"no document of {folder} has an id or path like {wanted!r}", "ids stand in the files of documents"
+        )
     return found + rejected
 
 
@@ -122,11 +127,3 @@ def _checks(document: Document, config: CurationConfig) -> Iterator[str]:
 
 def _figure(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _kept(folder: Path) -> Iterator[tuple[Document, str]]:
-    for document in read_documents(folder / DOCUMENTS):
-        yield document, "kept for training"
-    if (folder / HELD_OUT).exists():
-        for document in read_documents(folder / HELD_OUT):
-            yield document, "kept, held out"

@@ -31,7 +31,7 @@ from mify.curation.extras import require, versions
 from mify.curation.findings import Findings
 from mify.curation.funnel import guard_sources, reconcile
 from mify.curation.languages import MARKUP_AND_DATA
-from mify.curation.locations import Location, is_url, join, names_in, prepare, publish, remove
+from mify.curation.locations import Location, is_url, join, names_in, opened, prepare, publish, remove, stat
 from mify.curation.mixture import mixture
 from mify.curation.outputs import OutputOptions, is_output
 from mify.curation.report_page import write_page
@@ -51,9 +51,6 @@ __all__ = ["CurationConfig", "CurationReport", "check_folder", "curate", "load_r
 
 REPORT_FORMAT = "curation-report"
 REPORT_VERSION = "2"
-DOCUMENTS = "documents.parquet"
-HELD_OUT = "held_out.parquet"
-REJECTED = "rejected.parquet"
 REPORT = "report.json"
 PAGE = "report.html"
 
@@ -200,18 +197,23 @@ def _place_for_work(work: Path | None, out: Location, resume: bool, dry_run: boo
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_report(folder: Path) -> dict[str, Any]:
+def load_report(folder: Location) -> dict[str, Any]:
     """The report of a finished curation.
 
     Raises:
         MifyError: there is none, or it is of another format or version.
     """
-    report = read_json(folder / REPORT)
+    place = join(folder, REPORT)
+    if is_url(place) and stat(place) is not None:
+        with opened(place) as file:
+            report = json.load(file)
+    else:
+        report = read_json(place)
     if not isinstance(report, dict) or report.get("format") != REPORT_FORMAT:
-        raise MifyError(f"{folder / REPORT} is no report of a curation", "give a folder that `mify curate` wrote")
+        raise MifyError(f"{place} is no report of a curation", "give a folder that `mify curate` wrote")
     if report.get("version") != REPORT_VERSION:
         raise MifyError(
-            f"{folder / REPORT} has version {report.get('version')!r}; this mify reads {REPORT_VERSION}",
+            f"{place} has version {report.get('version')!r}; this mify reads {REPORT_VERSION}",
             "use the mify that wrote it, or curate again",
         )
     return report

@@ -283,7 +283,7 @@ def read_jsonl(path: Location, source: str, limits: Limits = DEFAULT_LIMITS) -> 
     """
     name = filename(path)
     place = _Place(source, name, "", UNKNOWN)
-    with _unpacked(path) as file:
+    with unpacked(path) as file:
         for number, line in enumerate(_lines(file, limits.max_line_bytes), start=1):
             where = f"{name}:{number}"
             if isinstance(line, int):
@@ -381,7 +381,8 @@ def _license(value: Any) -> str:
 
 
 @contextmanager
-def _unpacked(path: Location) -> Iterator[BinaryIO]:
+def unpacked(path: Location) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked where its name ends in .gz or .zst."""
     try:
         with opened(path) as packed:
             if filename(path).endswith(".gz"):

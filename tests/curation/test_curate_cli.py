@@ -58,6 +58,16 @@ def test_a_folder_is_curated_and_explained(project: Path, tmp_path: Path) -> Non
     assert "kept" in output
 
 
+def test_without_verification_the_report_says_what_it_costs(project: Path, tmp_path: Path) -> None:
+    arguments = ("curate", project, "--out", tmp_path / "out", "--config", project / "rules.toml", "--workers", 1)
+    code, output = mify(*arguments, "--no-verify")
+    assert code == 0, output
+    assert "not verified" in output
+    assert "standard error of 0.041" in output
+    assert load_report(tmp_path / "out")["near_duplicates"]["verified"] is False
+    assert "signatures decide" in " ".join(mify("curate", "--help")[1].split())
+
+
 def test_a_dry_run_writes_nothing(project: Path, tmp_path: Path) -> None:
     code, output = mify("curate", project, "--dry-run", "--config", project / "rules.toml", "--workers", 1)
     assert code == 0

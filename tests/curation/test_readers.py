@@ -11,15 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from identify.vendor.licenses import LICENSES
 
 from mify.curation.documents import Document, Rejected, write_documents, write_rejected
 from mify.curation.readers import Limits, decode, read_folder, read_inputs
 from mify.errors import MifyError
 
-MIT = (
-    "Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated"
-    " documentation files"
-)
+MIT = dict(LICENSES)["MIT"]
 
 
 def split(entries: object) -> tuple[dict[str, Document], dict[str, str]]:
