@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from mify.curation import documents
+from mify.curation.columns import COLUMNS, column, written_language, written_license
 from mify.curation.documents import DOMAINS, Document, Rejected
 from mify.curation.languages import UNKNOWN, domain_of, is_binary_name, language_of
-from mify.curation.licenses import folder_license, is_vendored, named_license
+from mify.curation.licenses import folder_license, is_vendored
 from mify.curation.locations import Location, filename, is_url, list_files, opened, stat
 from mify.errors import MifyError
 
@@ -29,21 +30,6 @@ STAGE = "read"
 # left out as well: none of them is the project's own text.
 _SKIPPED_FOLDERS = frozenset(["__pycache__", "node_modules"])
 _TABLES = (".parquet", *(f"{kind}{packed}" for kind in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst")))
-# Names that public code data sets give these columns, ours first.
-_COLUMNS: dict[str, tuple[str, ...]] = {
-    "text": ("text", "content", "code"),
-    "path": ("path", "max_stars_repo_path", "file_path", "filename"),
-    "repo": ("repo", "repo_name", "repository", "max_stars_repo_name"),
-    "license": ("license", "license_type", "licenses", "detected_licenses", "max_stars_repo_licenses"),
-    "language": ("language", "lang", "programming_language"),
-    "domain": ("domain",),
-    "source": ("source",),
-}
-_LANGUAGE_ALIASES = {
-    "c++": "cpp", "c#": "csharp", "f#": "fsharp", "objective-c++": "objective-c", "jupyter notebook": "jupyter",
-    "rst": "restructuredtext", "bash": "shell", "sh": "shell", "ts": "typescript", "js": "javascript", "py": "python",
-    "plain text": "text", "plaintext": "text", "txt": "text", "md": "markdown", "python3": "python",
-}  # fmt: skip
 
 
 class Limits(NamedTuple):
@@ -316,9 +302,9 @@ def read_parquet(path: Location, source: str, limits: Limits = DEFAULT_LIMITS) -
     place = _Place(source, name, "", UNKNOWN)
     try:
         with opened(path) as source_file, pq.ParquetFile(source_file) as file:
-            known = [key for keys in _COLUMNS.values() for key in keys if key in file.schema_arrow.names]
-            if not any(column in known for column in _COLUMNS["text"]):
-                raise MifyError(f"{path} has no column of text", f"name it one of: {', '.join(_COLUMNS['text'])}")
+            known = [key for keys in COLUMNS.values() for key in keys if key in file.schema_arrow.names]
+            if not any(column in known for column in COLUMNS["text"]):
+                raise MifyError(f"{path} has no column of text", f"name it one of: {', '.join(COLUMNS['text'])}")
             number = 0
             for batch in file.iter_batches(batch_size=256, columns=known):
                 for record in batch.to_pylist():
@@ -329,13 +315,11 @@ def read_parquet(path: Location, source: str, limits: Limits = DEFAULT_LIMITS) -
 
 
 def _of_record(record: Mapping[str, Any], place: _Place, where: str, limits: Limits) -> Document | Rejected:
-    def value(column: str) -> Any:
-        return next((record[name] for name in _COLUMNS[column] if record.get(name) not in (None, "", [])), None)
-
-    text = value("text")
-    path = _clean(str(value("path") or where))
+    text = column(record, "text")
+    path = _clean(str(column(record, "path") or where))
     place = place._replace(
-        source=_clean(str(value("source") or place.source)), repo=_clean(str(value("repo") or place.repo))
+        source=_clean(str(column(record, "source") or place.source)),
+        repo=_clean(str(column(record, "repo") or place.repo)),
     )
     if isinstance(text, bytes):
         decoded = decode(text)
@@ -348,11 +332,17 @@ def _of_record(record: Mapping[str, Any], place: _Place, where: str, limits: Lim
         return _reject(place, path, "empty", {"characters": len(text)})
     if len(text) > limits.max_file_bytes:
         return _reject(place, path, "too large", {"characters": len(text), "limit": limits.max_file_bytes})
-    language = _language(value("language")) or language_of(path, text)
-    domain = value("domain") if value("domain") in DOMAINS else domain_of(language)
+    language = written_language(column(record, "language")) or language_of(path, text)
+    domain = column(record, "domain") if column(record, "domain") in DOMAINS else domain_of(language)
     try:
         return Document.create(
-            text, cast(str, domain), language, _license(value("license")), place.source, place.repo, path
+            text,
+            cast(str, domain),
+            language,
+            written_license(column(record, "license")),
+            place.source,
+            place.repo,
+            path,
         )
     except UnicodeEncodeError as error:
         return _reject(place, path, "not UTF-8", {"character": error.start, "error": error.reason})
@@ -361,23 +351,6 @@ def _of_record(record: Mapping[str, Any], place: _Place, where: str, limits: Lim
 def _clean(path: str) -> str:
     """A name without lone surrogates: file systems allow bytes that are no UTF-8."""
     return path.encode("utf-8", "replace").decode("utf-8")
-
-
-def _language(value: Any) -> str | None:
-    if not isinstance(value, str) or not value.strip():
-        return None
-    name = value.strip().lower()
-    return _LANGUAGE_ALIASES.get(name, name)
-
-
-def _license(value: Any) -> str:
-    """A license column as an expression; of a list, all must be taken."""
-    values = value if isinstance(value, list) else [value]
-    names = [item for item in values if isinstance(item, str)]
-    found = sorted({named_license(name) for name in names})
-    if not found or UNKNOWN in found:
-        return UNKNOWN
-    return " AND ".join(f"({name})" if len(found) > 1 and " " in name else name for name in found)
 
 
 @contextmanager
