@@ -15,7 +15,14 @@ import torch
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU those tests run natively")
 @pytest.mark.parametrize(
-    "file", ["test_rows_triton.py", "test_fp8_triton.py", "test_gqa_triton.py", "test_fim_pack_triton.py"]
+    "file",
+    [
+        "test_rows_triton.py",
+        "test_fp8_triton.py",
+        "test_tune_triton.py",
+        "test_gqa_triton.py",
+        "test_fim_pack_triton.py",
+    ],
 )
 def test_interpreted(file: str) -> None:
     done = subprocess.run(
