@@ -8,5 +8,7 @@ Usable without the rest of mify. In a loop of one's own, or through `DataLoader(
     for batch in stream:                            # a PackedBatch: tokens, shifted labels, positions, cu_seqlens
         ...
 
+`examples/` has it in Megatron's, torchtitan's and Hugging Face's trainers.
+
 The way of a document: `shards` → `plan` (`fim`, `fragments`, `packing`; keyed by `philox`) → `rows` → `batch`.
 """
