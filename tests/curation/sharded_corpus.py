@@ -1,4 +1,4 @@
-"""A corpus that the tests of the sharded curation share: families of similar texts, copies, and all kinds of rejects."""
+"""A corpus that the tests of the sharded curation share: families of similar texts, copies, rejects of all kinds."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def mixed(seed: int = 1) -> tuple[list[Document | Rejected], list[Document]]:
     held_out = families(10, 20, seed + 100)
     held_out += [make(train[3].text, "held/copy.txt"), make(train[4].text + " and more", "held/near.txt")]  # type: ignore[union-attr]
     train += [train[5], train[6], train[5]]
-    train += [Rejected.create(make("", f"{i}.bin", license="unknown"), "read", "binary", {"nul_at": i}) for i in range(9)]
+    train += [
+        Rejected.create(make("", f"{i}.bin", license="unknown"), "read", "binary", {"nul_at": i}) for i in range(9)
+    ]
     train += [make("", "empty.txt"), make("word", "one.txt"), make("word", "two.txt"), make("", "empty2.txt")]
     train += [make(f"mail jane{i}@uni-bonn.de about {' '.join(NAMES[i : i + 20])}", f"{i}.mail") for i in range(5)]
     return train, held_out

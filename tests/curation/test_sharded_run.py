@@ -40,20 +40,22 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_removed_documents_are_those_of_the_greedy_star_over_all_pairs(tmp_path: Path) -> None:
-    documents = families(80, 300, seed=1)
-    held_out = families(15, 30, seed=2) + [make(documents[0].text, "held.txt")]
-    curate(documents, tmp_path / "out", OPEN, held_out=held_out, shards=ShardOptions(partitions=5, entries_per_task=500))
+    documents = families(60, 220, seed=1)
+    held_out = [*families(10, 20, seed=2), make(documents[0].text, "held.txt")]
+    curate(
+        documents, tmp_path / "out", OPEN, held_out=held_out, shards=ShardOptions(partitions=3, entries_per_task=500)
+    )
     everything = [*((document, "0") for document in held_out), *((document, "1") for document in documents)]
     # Exact duplicates go first: of equal texts the first in the order stays.
     first: dict[str, str] = {}
-    for document, side in sorted(everything, key=lambda pair: (pair[1], pair[0].id)):
+    for document, _ in sorted(everything, key=lambda pair: (pair[1], pair[0].id)):
         first.setdefault(document.text, document.id)
     left = [(document, side) for document, side in everything if first[document.text] == document.id]
     expected, _ = reference.star([side + document.id for document, side in left], [d.text for d, _ in left], 0.7)
     near = {left[index][0].id: (left[kept][0].id, round(jaccard, 6)) for index, (kept, jaccard) in expected.items()}
     exact = {document.id: first[document.text] for document, _ in everything if first[document.text] != document.id}
     assert len(near) > 50
-    assert len(exact) > 50
+    assert len(exact) > 40
     found_near, found_exact = {}, {}
     for item in read_rejected(tmp_path / "out" / "rejected.parquet"):
         evidence = json.loads(item.evidence)
@@ -72,9 +74,8 @@ def test_the_same_bytes_for_any_cut_and_any_number_of_workers(tmp_path: Path, mo
     first = contents(tmp_path / "first")
     assert sorted(first) == ["documents.parquet", "held_out.parquet", "rejected.parquet", "report.html", "report.json"]
     for workers, shards in (
-        (1, ShardOptions(partitions=4, entries_per_task=100)),
-        (1, ShardOptions(partitions=33)),
-        (3, ShardOptions(partitions=7, entries_per_task=1000)),
+        (1, ShardOptions(partitions=5, entries_per_task=100)),
+        (3, ShardOptions(partitions=3, entries_per_task=1000)),
     ):
         curate(documents[::-1], tmp_path / "next", OPEN, held_out=held_out, num_workers=workers, shards=shards)
         assert contents(tmp_path / "next") == first, shards
@@ -124,7 +125,7 @@ def test_a_run_that_stopped_anywhere_goes_on_there(tmp_path: Path) -> None:
     whole = curate(documents, tmp_path / "whole", OPEN, held_out=held_out, shards=shards)
     count = whole.tasks["all"]
     assert whole.tasks == {"all": count, "resumed": 0, "lost_workers": 0}
-    for tasks in range(0, count, 5):
+    for tasks in (1, count // 3, count - 3):
         out = tmp_path / f"out{tasks}"
         for resume in (False, True):
             with pytest.raises(Stopped):
@@ -180,7 +181,12 @@ def test_output_files_and_formats_hold_the_same_rows(tmp_path: Path) -> None:
     curate(documents, tmp_path / "one", OPEN, held_out=held_out)
     kept = list(read_documents(tmp_path / "one" / "documents.parquet"))
     out = tmp_path / "many"
-    for options in (OutputOptions(files=3), OutputOptions("jsonl.zst"), OutputOptions("jsonl.gz", 2), OutputOptions("jsonl")):
+    for options in (
+        OutputOptions(files=3),
+        OutputOptions("jsonl.zst"),
+        OutputOptions("jsonl.gz", 2),
+        OutputOptions("jsonl"),
+    ):
         curate(documents, out, OPEN, held_out=held_out, output=options, shards=ShardOptions(partitions=4))
         names = [name for kind in ("documents", "held_out", "rejected") for name in options.names(kind)]
         # What the formats before left is gone.
@@ -202,7 +208,9 @@ def test_output_files_and_formats_hold_the_same_rows(tmp_path: Path) -> None:
         assert contents(out) == before
 
 
-def test_capped_buckets_are_counted_and_their_loss_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capped_buckets_are_counted_and_their_loss_is_estimated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # One text with one word changed in each copy: at a threshold of 0.99 all stay, and share their buckets.
     base = [f"w{i}" for i in range(400)]
     texts = []
