@@ -5,6 +5,7 @@ Decontamination is among them: what it finds is only noted, since exact duplicat
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -18,6 +19,7 @@ from mify.curation.evidence import overlap
 from mify.curation.sharded.reading import read_raw, shard_name
 from mify.curation.sharded.records import BATCH_BYTES, ChunkWriter, Row, batch_of, document_of
 from mify.curation.stages import examine
+from mify.errors import MifyError
 from mify.typed_tree import build
 
 # Text in memory at once, some three times over.
@@ -55,10 +57,17 @@ def filter_shard(
 
 
 def examined(row: Row, rules: CurationConfig, index: NgramIndex | None) -> Row:
-    """A record after the stages."""
+    """A record after the stages.
+
+    Raises:
+        MifyError: its text is not what its hash says.
+    """
     if row["stage"] is not None:
         return row
     before = document_of(row)
+    if before.text_sha256 != hashlib.sha256(before.text.encode()).hexdigest():
+        # Exact duplicates go by it: a wrong one would take a document along.
+        raise MifyError(f"the text of document {before.id} is not the one its hash is of", "write the documents again")
     verdict = examine(before, rules)
     after = verdict.apply(before)
     changed = {name: getattr(before, name) for name in FIELDS if getattr(before, name) != getattr(after, name)}

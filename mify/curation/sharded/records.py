@@ -9,6 +9,7 @@ A record is a document with what is known of it so far. Two kinds of files:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ DOCUMENT_COLUMNS = [pa.field(name, pa.large_string() if name == "text" else pa.s
 SCHEMA = pa.schema([*DOCUMENT_COLUMNS, *(pa.field(name, kind) for name, kind in _EXTRA)])
 REJECTION = ("stage", "reason", "evidence")
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _CHUNKS, _INDEX = "chunks.bin", "index.npy"
 # Text in one batch of a table: whole batches are decoded at once.
 BATCH_BYTES = 16 << 20
@@ -75,13 +77,10 @@ def partition_of(ids: Sequence[str], num_partitions: int) -> NDArray[np.int64]:
     Raises:
         MifyError: an id is no SHA-256 in lower-case hexadecimal digits.
     """
-    try:
-        prefixes = np.frombuffer(bytes.fromhex("".join([id[:16] for id in ids])), dtype=">u8")
-    except ValueError:
-        prefixes = np.empty(0, ">u8")
-    if len(prefixes) != len(ids) or any(len(id) != 64 or not id.isascii() or id != id.lower() for id in ids):
-        wrong = next((id for id in ids if len(id) != 64 or set(id) - set("0123456789abcdef")), "")
+    wrong = next((id for id in ids if _SHA256.fullmatch(id) is None), None)
+    if wrong is not None:
         raise MifyError(f"the document id {wrong[:80]!r} is no SHA-256", "make documents with Document.create")
+    prefixes = np.frombuffer(bytes.fromhex("".join([id[:16] for id in ids])), dtype=">u8")
     # floor(prefix * P / 2^64) in 64 bits: the high half of the product, from two 32-bit halves.
     prefixes = prefixes.astype(np.uint64)
     high, low, count = prefixes >> np.uint64(32), prefixes & np.uint64(0xFFFFFFFF), np.uint64(num_partitions)
