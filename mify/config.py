@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mify.errors import MifyError
 
@@ -104,3 +104,35 @@ def model_config(name: str, /, **overrides: Any) -> ModelConfig:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise MifyError(f"unknown model {name!r}", f"{hint}the presets are {', '.join(PRESETS)}")
     return ModelConfig.from_dict({**PRESETS[name].to_dict(), **overrides})
+
+
+Fp8Backend = Literal["auto", "te", "torch", "emulation"]
+
+
+@dataclass(frozen=True)
+class Fp8Settings:
+    """How a model computes in FP8.
+
+    Args:
+        recipe: block, current or delayed, see `mify.kernels.gemm.scaling`.
+        backend: te: Transformer Engine. torch: torch's scaled matmul, fed by our fused kernels. emulation: the same
+            numerics in plain torch, anywhere. auto: torch where it runs, else the emulation.
+        first_layers, last_layers: so many layers at the model's beginning and end are left as they are.
+        keep: patterns of names of linear layers that are left as they are, such as "*.o_proj" or "model.layers.3.*".
+        amax_history: steps that delayed scaling looks back on. margin: binary orders of headroom it leaves.
+        cache_weights: keep a step's quantized weights from its first micro-batch to its last (2 bytes a parameter).
+    """
+
+    recipe: Literal["block", "current", "delayed"] = "block"
+    backend: Fp8Backend = "auto"
+    first_layers: int = 1
+    last_layers: int = 1
+    keep: tuple[str, ...] = ()
+    amax_history: int = 1024
+    margin: int = 0
+    cache_weights: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("first_layers", 0), ("last_layers", 0), ("amax_history", 1), ("margin", 0)):
+            if getattr(self, name) < least:
+                raise MifyError(f"fp8.{name} = {getattr(self, name)} is below {least}", f"give at least {least}")

@@ -14,53 +14,22 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mify.config import Fp8Backend, Fp8Settings
 from mify.errors import MifyError
 from mify.kernels import dispatch
 from mify.kernels.gemm import fp8 as transformer_engine
 from mify.kernels.gemm import gemm, scaling
-from mify.kernels.gemm.scaling import DEFAULT_HISTORY
+from mify.kernels.gemm.scaling import Kind
 from mify.layers import Fp8Linear
 from mify.model import Model
 
-Backend = Literal["auto", "te", "torch", "emulation"]
 
-
-@dataclass(frozen=True)
-class Fp8Settings:
-    """How a model computes in FP8.
-
-    Args:
-        recipe: block, current or delayed, see `mify.kernels.gemm.scaling`.
-        backend: te: Transformer Engine. torch: torch's scaled matmul, fed by our fused kernels. emulation: the same
-            numerics in plain torch, anywhere. auto: torch where it runs, else the emulation.
-        first_layers, last_layers: so many layers at the model's beginning and end are left as they are.
-        keep: patterns of names of linear layers that are left as they are, such as "*.o_proj" or "model.layers.3.*".
-        amax_history: steps that delayed scaling looks back on. margin: binary orders of headroom it leaves.
-        cache_weights: keep a step's quantized weights from its first micro-batch to its last (2 bytes a parameter).
-    """
-
-    recipe: Literal["block", "current", "delayed"] = "block"
-    backend: Backend = "auto"
-    first_layers: int = 1
-    last_layers: int = 1
-    keep: tuple[str, ...] = ()
-    amax_history: int = DEFAULT_HISTORY
-    margin: int = 0
-    cache_weights: bool = True
-
-    def __post_init__(self) -> None:
-        for name, least in (("first_layers", 0), ("last_layers", 0), ("amax_history", 1), ("margin", 0)):
-            if getattr(self, name) < least:
-                raise MifyError(f"fp8.{name} = {getattr(self, name)} is below {least}", f"give at least {least}")
-
-
-def why_not(backend: Backend, recipe: Literal["block", "current", "delayed"], device: torch.device) -> str:
+def why_not(backend: Fp8Backend, recipe: Kind, device: torch.device) -> str:
     """Why a backend cannot compute a recipe on `device`, or ""."""
     if backend == "te":
         return transformer_engine.why_not(recipe)

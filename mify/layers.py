@@ -14,7 +14,7 @@ from mify.config import ModelConfig
 from mify.kernels import add_rms_norm, apply_rope, gqa_attention, rms_norm, swiglu
 from mify.kernels.gemm import fp8 as transformer_engine
 from mify.kernels.gemm.linear import Cache, fp8_linear, fp8_norm_linears, fp8_swiglu_linear
-from mify.kernels.gemm.scaling import DEFAULT_HISTORY, Delayed, Kind, ready
+from mify.kernels.gemm.scaling import DEFAULT_HISTORY, Delayed, Kind, compile_refuses, ready
 
 if TYPE_CHECKING:
     from mify.decoding import KVCache
@@ -101,6 +101,8 @@ class Fp8Linear(nn.Module):
         """
         if self.kind != "delayed" or self.engine:
             return None
+        if torch.compiler.is_compiling():
+            raise RuntimeError(compile_refuses(self.kind))
         amax: Tensor = self.get_buffer("fp8_amax")
         state = Delayed(self.get_buffer("fp8_history"), self.get_buffer("fp8_scale"), amax, self.ready)
         recording = torch.is_grad_enabled() if recording is None else recording

@@ -316,15 +316,16 @@ def check(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
 def load_tensors(folder: Path, tensors: dict[str, Tensor], *, together: bool = True) -> None:
     """Reads `folder`'s tensors into `tensors`, in place, whatever world size wrote them.
 
-    Generator states that the folder lacks (it was written by fewer ranks) stay as they are. With `together`, all ranks
-    of the process group must call it; without, this one reads by itself.
+    Generator states that the folder lacks (it was written by fewer ranks) stay as they are, and so do FP8 scales (it
+    was trained without). With `together`, all ranks of the process group must call it; without, this one reads by
+    itself.
 
     Raises:
         MifyError: a tensor is absent or has another shape: the checkpoint is of another model.
     """
     reader = FileSystemReader(folder / "dcp")
     stored = reader.read_metadata().state_dict_metadata
-    wanted = {name: value for name, value in tensors.items() if name in stored or not name.startswith("rng.")}
+    wanted = {name: value for name, value in tensors.items() if name in stored or not _may_be_absent(name)}
     for name, value in wanted.items():
         size = getattr(stored.get(name), "size", None)
         if size is None or tuple(size) != tuple(value.shape):
@@ -336,6 +337,10 @@ def load_tensors(folder: Path, tensors: dict[str, Tensor], *, together: bool = T
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         read_shards(wanted, storage_reader=reader, no_dist=not (together and dist.is_initialized()))
+
+
+def _may_be_absent(name: str) -> bool:
+    return name.startswith("rng.") or ".fp8_" in name
 
 
 def load_model(folder: str | os.PathLike[str], model: nn.Module) -> None:

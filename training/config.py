@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mify.config import Fp8Settings
 from mify.errors import MifyError
 from mify.typed_tree import build, canonical_json, flatten, merge, parse_overrides, to_plain, unknown_key
 
@@ -114,12 +115,24 @@ class ParallelSection:
     threads: int | None = None  # CPU threads per rank; None: torch's choice. Sums depend on it: fix it to be exact
     shard: Literal["none", "fsdp", "hsdp"] = "fsdp"  # used where there is more than one rank
     hsdp_shards: int | None = None  # ranks in a sharding group; None: those of one machine
-    precision: Literal["fp32", "bf16"] = "fp32"  # of activations and products; weights and optimizer stay fp32
+    # Of activations and products; weights and optimizer stay fp32. fp8: the linear layers' products in FP8, the rest
+    # bf16. fp8-fp32: the rest fp32, to see what FP8 itself does, on any machine. See the section `fp8`.
+    precision: Literal["fp32", "bf16", "fp8", "fp8-fp32"] = "fp32"
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False  # torch.compile, layer by layer
     deterministic: bool = True  # torch.use_deterministic_algorithms
     fixed_order: bool = False  # reduce gradients in one order at every world size: the same bits on 1, 2, 4 ranks
     virtual_shards: int = 4  # what that order is over; world sizes that divide it give equal sums
+
+    @property
+    def bf16(self) -> bool:
+        """Whether activations are bf16."""
+        return self.precision in ("bf16", "fp8")
+
+    @property
+    def fp8(self) -> bool:
+        """Whether linear layers compute in FP8."""
+        return self.precision in ("fp8", "fp8-fp32")
 
 
 @dataclass(frozen=True)
@@ -182,6 +195,7 @@ class TrainConfig:
     parallel: ParallelSection = field(default_factory=ParallelSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    fp8: Fp8Settings = field(default_factory=Fp8Settings)  # read where parallel.precision is fp8 or fp8-fp32
     stability: StabilitySection = field(default_factory=StabilitySection)
     logging: LoggingSection = field(default_factory=LoggingSection)
 
@@ -216,12 +230,18 @@ FREE_TO_CHANGE = ("name", "folder", "description", "steps", "parallel", "checkpo
 
 
 def _arithmetic(plain: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in plain.items() if key not in ("name", "folder", "description", "logging")}
+    left_out = ["name", "folder", "description", "logging"]
+    if not plain.get("parallel", {}).get("precision", "").startswith("fp8"):
+        left_out.append("fp8")
+    return {key: value for key, value in plain.items() if key not in left_out}
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The dotted keys whose change forbids that a run with config `old` goes on with `new`."""
-    before, after = flatten(old), flatten(new)
+    before, after = flatten(_arithmetic(old)), flatten(_arithmetic(new))
+    if not any(key.startswith("fp8.") for key in before) or not any(key.startswith("fp8.") for key in after):
+        # One of them computes without FP8; that itself may change, as any precision may.
+        before, after = ({k: v for k, v in keys.items() if not k.startswith("fp8.")} for keys in (before, after))
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return [key for key in keys if key.split(".")[0] not in FREE_TO_CHANGE and key != "data.micro_rows"]
 
@@ -231,6 +251,9 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
+_SHORT = {"precision": "parallel"}  # --precision=fp8 is --parallel.precision=fp8
+
+
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """A shipped recipe's name or a TOML file, with `--key.sub=value` overrides.
 
@@ -238,7 +261,11 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
         MifyError: no such recipe, not TOML, an unknown key or a value of the wrong type.
     """
     values = _read(_locate(recipe, Path.cwd()), ())
-    return build(TrainConfig, merge(values, parse_overrides(overrides)))
+    given = parse_overrides(overrides)
+    for short, section in _SHORT.items():
+        if short in given:
+            given = merge({section: {short: given.pop(short)}}, given)
+    return build(TrainConfig, merge(values, given))
 
 
 def _locate(recipe: str | Path, beside: Path) -> Path:
@@ -299,6 +326,21 @@ def _check(config: TrainConfig) -> None:
         )
     if parallel.fixed_order and parallel.precision != "fp32":
         raise MifyError("parallel.fixed_order needs parallel.precision = fp32", "set one of the two")
+    if parallel.fp8 and config.fp8.recipe == "delayed" and parallel.compile:
+        raise MifyError(
+            "parallel.compile does not go with fp8.recipe = delayed: a compiled backward pass cannot write down the "
+            "largest values that delayed scaling lives on",
+            "use --fp8.recipe=block or current, or --parallel.compile=false",
+        )
+    if parallel.fp8 and config.fp8.backend == "te":
+        if not parallel.bf16:
+            raise MifyError("fp8.backend = te computes on bf16 activations", "use --parallel.precision=fp8")
+        if config.fp8.recipe == "delayed" and parallel.activation_checkpointing != "none":
+            raise MifyError(
+                "parallel.activation_checkpointing runs a layer twice within a step, which Transformer Engine's "
+                "delayed scaling does not allow",
+                "use --fp8.recipe=block or current, --fp8.backend=torch, or no activation checkpointing",
+            )
     if config.init.weights and config.init.state:
         raise MifyError("init.weights and init.state are both set", 'set one of them to "none"')
     if "/" in config.name or not config.name.strip(". "):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mify.data.batch import PackedBatch
 from mify.errors import MifyError
+from mify.fp8 import microbatch
 
 from .parallel import gradient_sync, is_sharded
 
@@ -93,7 +94,8 @@ def _backward(run: Run, batch: PackedBatch, scale: float) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=device)
     for index, part in enumerate(parts):
         gradient_sync(model, last=index == len(parts) - 1)
-        loss, _ = model.loss(part.to(device, non_blocking=True), z_loss=config.optimizer.z_loss)
+        with microbatch(model, first=index == 0):
+            loss, _ = model.loss(part.to(device, non_blocking=True), z_loss=config.optimizer.z_loss)
         torch.autograd.backward(loss * scale)
         total += loss.detach()
     return total

@@ -59,17 +59,25 @@ def make_model(
 ) -> tuple[Model, dict[str, Tensor] | None]:
     """The model; where it is sharded, its skeleton on the meta device, and on rank 0 the weights to deal out."""
     shape = model_shape(config, tokenizer)
+
+    def finished(model: Model) -> Model:
+        if config.parallel.fp8:
+            from mify.fp8 import to_fp8
+
+            to_fp8(model, config.fp8, world.device)
+        return model
+
     whole: Model | None = None
     if world.is_main or not shards(config.parallel, world):
         if config.init.weights:
             from mify.loading import load
 
-            whole = load(config.init.weights).train()
+            whole = finished(load(config.init.weights).train())
         else:
-            whole = Model(shape, seed=config.seed)
+            whole = finished(Model(shape, seed=config.seed))
     if not shards(config.parallel, world):
         assert whole is not None
         return whole, None
     with torch.device("meta"):
-        skeleton = Model(shape)
+        skeleton = finished(Model(shape))
     return skeleton, whole.state_dict() if whole is not None else None

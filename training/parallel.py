@@ -47,6 +47,12 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def maximum(self, values: Tensor) -> Tensor:
+        """The element-wise maximum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
     def broadcast(self, value: Any) -> Any:
         """Rank 0's object on every rank."""
         if self.size == 1:
@@ -85,7 +91,7 @@ def open_world(config: ParallelSection) -> Iterator[World]:
     if kind == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    joined = (size > 1 or config.precision != "fp32") and not dist.is_initialized()
+    joined = (size > 1 or config.bf16) and not dist.is_initialized()
     if joined:
         # FSDP does the mixed precision, so a lone rank that wants it is a group of one.
         store = HashStore() if size == 1 else None
@@ -109,7 +115,7 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 
 def shards(config: ParallelSection, world: World) -> bool:
     """Whether the model goes through FSDP: for sharding, or for its mixed precision."""
-    return config.precision != "fp32" or (world.size > 1 and config.shard != "none" and not config.fixed_order)
+    return config.bf16 or (world.size > 1 and config.shard != "none" and not config.fixed_order)
 
 
 def distribute(model: M, config: ParallelSection, world: World, weights: dict[str, Tensor] | None = None) -> M:
@@ -129,7 +135,7 @@ def distribute(model: M, config: ParallelSection, world: World, weights: dict[st
     if not shards(config, world):
         return model.to(world.device)
     options: dict[str, Any] = {"mesh": _mesh(config, world)}
-    if config.precision == "bf16":
+    if config.bf16:
         # Inputs keep their types: rotary angles must stay fp32.
         options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for layer in layers:

@@ -70,7 +70,7 @@ def make_plan(config: TrainConfig) -> Plan:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(ranks)))
         sharded_over = ranks if parallel.shard == "fsdp" else parallel.hsdp_shards or local
     rows = min(data.micro_rows or data.rows_per_step, -(-data.rows_per_step // ranks))
-    element = 2 if parallel.precision == "bf16" else 4
+    element = 2 if parallel.bf16 else 4
     activations = cost.activation_bytes(
         model, rows * data.context, checkpointing=parallel.activation_checkpointing != "none", element=element
     )

@@ -23,6 +23,7 @@ from mify.config import ModelConfig
 from mify.data.batch import PackedBatch
 from mify.errors import MifyError
 from mify.files import read_json, write_json
+from mify.fp8 import state_was_loaded
 from mify.hardware import gpu_spec
 from mify.kernels import cost
 from mify.tokenizer import Tokenizer
@@ -83,6 +84,7 @@ class Run:
         model, weights = make_model(config, world, self.tokenizer)
         self.model_config: ModelConfig = model.config
         self.model = distribute(model, config.parallel, world, weights)
+        state_was_loaded(self.model)
         del weights
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.stream: Stream = open_stream(config, world)
@@ -142,6 +144,7 @@ class Run:
         state = read_state(folder)
         tensors = tensors_of(self.model, self.optimizer, self.world)
         load_tensors(folder, tensors)
+        state_was_loaded(self.model)
         restore_rng(tensors, self.world)
         self.step, self.trained_tokens = state["step"], state["trained_tokens"]
         if not keep_stream:

@@ -11,6 +11,8 @@ import math
 import time
 from contextlib import ExitStack
 
+from mify.fp8 import end_step
+
 from .config import TrainConfig
 from .display import Display
 from .gradients import accumulate
@@ -55,6 +57,7 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
                 run.optimizer.step()
                 run.trained_tokens += tokens
             run.optimizer.zero_grad()
+            end_step(run.model, world.maximum)
             run.step += 1
             profile.step()
             run.log_step(verdict, loss, norm, rate, tokens, load_seconds=load_seconds, started=started)

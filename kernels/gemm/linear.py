@@ -116,6 +116,8 @@ class _Linears(torch.autograd.Function):
     ) -> Any:
         _remember(ctx, kind, states, impl, x.dtype, weights)
         quantized = scaling.quantize(x, kind, states[0], INPUT, transpose=keep, impl=impl)
+        for state in states[1:]:
+            scaling.note(quantized, state, INPUT)
         quantized_weights = [
             _weight(weight, kind, state, cache, keep, impl)
             for weight, state, cache in zip(weights, states, caches, strict=True)
@@ -149,7 +151,8 @@ class _NormLinears(torch.autograd.Function):
         _remember(ctx, kind, states, impl, x.dtype, weights)
         scale = states[0].scale[INPUT].clone() if kind == "delayed" else None
         normed = rms_norm_fp8(x, norm_weight, eps, residual=residual, scale=scale, transpose=keep, impl=impl)
-        scaling.note(normed.quantized, states[0], INPUT)
+        for state in states:
+            scaling.note(normed.quantized, state, INPUT)
         quantized = [
             _weight(weight, kind, state, cache, keep, impl)
             for weight, state, cache in zip(weights, states, caches, strict=True)

@@ -208,3 +208,15 @@ def test_it_compiles_whole(kind: Any) -> None:
 def test_bad_input(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         fp8_linear(*arguments)
+
+
+def test_every_layer_of_a_shared_input_gets_its_history() -> None:
+    states = [Delayed.empty(2), Delayed.empty(2)]
+    x, weights = normal(T, K).requires_grad_(), [normal(N, K, seed=1), normal(64, K, seed=2)]
+    for _ in range(2):  # the first step is not fused, the second is
+        outs = fp8_norm_linears(x, torch.ones(K), 1e-5, weights, "delayed", states=states)
+        torch.autograd.grad(outs, x, [torch.ones_like(out) for out in outs])
+        update(states)
+        states = [dataclasses.replace(state, ready=scaling.ready(state)) for state in states]
+        assert all(state.ready for state in states)
+    assert torch.equal(states[0].history[INPUT], states[1].history[INPUT])
