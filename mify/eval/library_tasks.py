@@ -62,7 +62,7 @@ def program(item: Item, answer: str) -> Program:
     fields = item.fields
     script = fields["entry_point"] == "none"
     tests = f"{fields['test']}\ncheck({'' if script else fields['entry_point']})"
-    wanted = (fields["entry_point"],)
+    wanted: tuple[str, ...] = (fields["entry_point"],)
     if script:
         defined = set(re.findall(r"^\s*(?:import|from)\s.*?(\w+)\s*$|^\s*def\s+(\w+)|^(\w+)\s*=", fields["test"], re.M))
         own = {name for group in defined for name in group if name}

@@ -131,7 +131,10 @@ def _complete(
             assert task.chat is not None
             text, suffix = task.chat(item), None
         system = task.system(item) if options.chat and task.system is not None else None
-        prompts += [Prompt((item.id, sample), text, suffix, options.chat, system) for sample in range(options.samples)]
+        parts = task.parts(item) if not options.chat and task.parts is not None else ()
+        prompts += [
+            Prompt((item.id, sample), text, suffix, options.chat, system, parts) for sample in range(options.samples)
+        ]
     with Journal(out / f"{task.name}.completions.jsonl", "completions", settings, ("id", "sample")) as journal:
 
         def keep(prompt: Prompt, text: str | None, facts: dict[str, Any]) -> None:
@@ -143,6 +146,7 @@ def _complete(
                     "prompt": prompt.text,
                     "suffix": prompt.suffix,
                     **({} if prompt.system is None else {"system": prompt.system}),
+                    **({"parts": prompt.parts} if prompt.parts else {}),
                     "completion": text,
                     **facts,
                 }

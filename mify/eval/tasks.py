@@ -62,6 +62,7 @@ class Task:
 
     Args:
         prompt: item → (text, suffix or None).
+        parts: item → what stands before the text behind special tokens, see `Prompt`; None where nothing does.
         answer: (item, completion) → the part of the completion that counts.
         program: (item, answer) → the program that passes where the answer is right; None where no program judges.
         exact: (item, answer) → whether the answer is right; None where that is not how it is judged.
@@ -83,6 +84,7 @@ class Task:
     sampling: Sampling
     prompt: Callable[[Item], tuple[str, str | None]]
     answer: Callable[[Item, str], str]
+    parts: Callable[[Item], tuple[tuple[str, str], ...]] | None = None
     program: Callable[[Item, str], Program] | None = None
     exact: Callable[[Item, str], bool] | None = None
     judge: Callable[[Sequence[tuple[Item, str]]], list[Judgement]] | None = None
@@ -128,6 +130,54 @@ def read_jsonl(path: str | os.PathLike[str], required: Sequence[str]) -> list[di
     except (json.JSONDecodeError, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         raise MifyError(f"{path} is damaged ({error})", "download it again") from None
     return rows
+
+
+def read_rows(path: str | os.PathLike[str], required: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a .jsonl, .json (a list), .parquet or .arrow file, each with the required fields.
+
+    Raises:
+        MifyError: as `read_jsonl`; or a kind of file that is not among these.
+    """
+    path = Path(path)
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind == "jsonl":
+        return read_jsonl(path, required)
+    if not path.is_file():
+        raise MifyError(f"{path} does not exist", "name the benchmark's file or folder with --data")
+    try:
+        rows = _read_table(path, kind)
+    except (OSError, ValueError, EOFError) as error:  # pyarrow's errors are among them
+        raise MifyError(f"{path} is damaged ({error})", "download it again") from None
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in required if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise MifyError(
+                f"{path}, row {number}: the field {missing[0]!r} is missing", "give the file as it was published"
+            )
+    return rows
+
+
+def _read_table(path: Path, kind: str) -> list[dict[str, Any]]:
+    if kind == "json":
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            rows = json.load(file)
+        if not isinstance(rows, list):
+            raise ValueError("no list of objects")
+        return rows
+    if kind == "parquet":
+        import pyarrow.parquet as parquet
+
+        return list(parquet.read_table(path).to_pylist())
+    if kind == "arrow":
+        import pyarrow as pa
+
+        with pa.memory_map(str(path)) as source:
+            try:
+                return list(pa.ipc.open_stream(source).read_all().to_pylist())
+            except pa.ArrowInvalid:
+                source.seek(0)
+                return list(pa.ipc.open_file(source).read_all().to_pylist())
+    raise ValueError(f"a .{kind} file; .jsonl, .json, .parquet and .arrow are read")
 
 
 def content_hash(values: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ class TransformersCompleter:
         device: where to run. dtype: of the weights.
     """
 
-    fim_orders = ("psm", "spm")
+    fim_orders: tuple[str, ...] = ("psm", "spm")
 
     def __init__(self, folder: str | os.PathLike[str], *, device: str = "cpu", dtype: Any = None) -> None:
         try:
@@ -113,7 +113,10 @@ class TransformersCompleter:
             text = self._tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
             return list(self._tokenizer.encode(text, add_special_tokens=False))
         if prompt.suffix is None:
-            return list(self._tokenizer.encode(prompt.text))
+            vocabulary = self._tokenizer.get_vocab()
+            if prompt.parts and all(name in vocabulary for name, _ in prompt.parts):
+                return list(self._tokenizer.encode("".join(name + text for name, text in prompt.parts) + prompt.text))
+            return list(self._tokenizer.encode(prompt.whole))
         assert self._fim is not None
         marks = [self._tokenizer.convert_tokens_to_ids(name) for name in self._fim]
 

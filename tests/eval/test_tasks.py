@@ -12,9 +12,10 @@ import pytest
 
 from mify.curation.documents import Document
 from mify.errors import MifyError
+from mify.eval.benchmarks import tasks_by_name
 from mify.eval.completers import OnCompletion, Prompt, Sampling, fit_gap
 from mify.eval.contamination import contamination
-from mify.eval.evaluate import evaluate, tasks_by_name
+from mify.eval.evaluate import evaluate
 from mify.eval.humaneval import chat_answer, humaneval
 from mify.eval.infilling import eligible, held_out_lines
 from mify.eval.runner import RunOptions, run_task, without_addresses
