@@ -1,24 +1,31 @@
 """The GPU autopilot behind `bench/gpu.sh OUT`: as much as ten minutes allow, what is least known first, never all lost.
 
 Parts run one after the other in processes of their own, each under a time limit, so that one that fails or hangs costs
-its own time alone. What is done is remembered in a work folder: called again, it goes on where it stopped. Correctness
-comes
-first: while it fails, timing goes on but every summary says so.
+its own time alone, and of that only its last case. What is done is remembered in a work folder: called again, it goes
+on where it stopped. Correctness comes first: while it fails, timing goes on but every summary says so. What missed its
+target is tuned, and timed again with what won.
 
     summary.json     parts with their verdicts, rows by status, what failed and the command that runs it again
-    results.tar.gz   the rows, pictures and logs of all parts; give it as second argument on a fresh machine to go on
+    results.tar.gz   the rows, pictures and logs of all parts; give it as second argument on a fresh machine to go on.
+                     measured.json in it, where kernels were tuned, is the table to commit as kernels/measured.json.
+
+MIFY_GPU_DRY_RUN=1 goes through all of it on a machine without a GPU: small inputs, nothing tuned, and a summary that
+says so. MIFY_GPU_BUDGET sets the seconds of a call, MIFY_GPU_WORK the work folder.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -32,45 +39,58 @@ class Part:
     """One process.
 
     Args:
-        command: what is run; "{json}" is replaced by the file for its rows.
+        command: what is run; "{json}" is replaced by the file for its rows, "{work}" by the work folder, "{missed}" by
+            the cases that missed a target.
         limit: seconds it may take; it is not begun with less than `least` left.
+        if_missed: patterns of cases; where none of them has missed a target there is nothing to do.
     """
 
     name: str
     command: tuple[str, ...]
     limit: float
     least: float = 20.0
-    needs: tuple[str, ...] = ()
+    if_missed: tuple[str, ...] = ()
 
 
-def _bench(name: str, suite: str, *cases: str, limit: float, least: float = 20.0) -> Part:
-    selected = [word for case in cases for word in ("--case", case)]
-    command = (sys.executable, "-m", "mify", "bench", suite, *selected, "--rounds", "20", "--json", "{json}")
-    return Part(name, command, limit, least)
+def plan(dry_run: bool = False) -> list[Part]:
+    """The parts, by what is least known for each second; those of suites that this mify does not carry are left out."""
+    effort = ("--quick", "--rounds", "1") if dry_run else ("--rounds", "20")
 
+    def bench(name: str, suite: str, *cases: str, limit: float, least: float = 20.0) -> list[Part]:
+        if util.find_spec(f"mify.bench.bench_{suite}") is None:
+            return []
+        selected = [word for case in cases for word in ("--case", case)]
+        command = (sys.executable, "-m", "mify", "bench", suite, *selected, *effort, "--json", "{json}")
+        return [Part(name, command, limit, least)]
 
-def plan() -> list[Part]:
-    """The parts, by what is least known for each second."""
-    tests = ("-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-m", "gpu")
+    tests = ["-m", "pytest", "-q", "--maxfail=10", "--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    if util.find_spec("xdist") is not None:
+        tests += ["-n", "6"]  # compiling is most of the time
+    tuned = ("norm*", "rope", "swiglu*", "linear-ce", "gqa-*")
     return [
-        Part("correctness", (sys.executable, *tests, "tests/kernels"), limit=180, least=60),
-        _bench("decode-attention", "kernels", "decode-*", limit=90),
-        _bench("element-wise", "kernels", "norm", "rope", "swiglu", limit=120),
-        _bench("packed-attention", "kernels", "gqa-packed-*", limit=120),
-        _bench("linear-ce", "kernels", "linear-ce", limit=90),
-        _bench("long-attention", "kernels", "gqa-long-*", limit=90),
-        Part("tune-decode", (sys.executable, "-m", "mify.bench.tune_decode", "{json}"), limit=120),
-        _bench("train-step", "train", "2.5b-8k-bf16", limit=180, least=60),
-        _bench("decode-engine", "decode", limit=240, least=90),
-        _bench("fp8", "fp8", limit=240, least=90),
-        _bench("static", "kernels", "static-*", limit=240, least=60),
+        Part("correctness", (sys.executable, *tests, "-m", "gpu", "tests/kernels"), limit=200, least=60),
+        *bench("decode-attention", "kernels", "decode-*", limit=90),
+        *bench("packed-attention", "kernels", "gqa-packed-*", limit=150),
+        *bench("norm", "kernels", "norm", "norm-residual", limit=100),
+        *bench("fp8-epilogues", "kernels", "*-fp8-one", "*-fp8-both*", limit=80),
+        *bench("rope-swiglu", "kernels", "rope", "swiglu", limit=100),
+        *bench("linear-ce", "kernels", "linear-ce", limit=90),
+        *bench("long-attention", "kernels", "gqa-long-*", limit=100),
+        *bench("fim-pack", "kernels", "fim-pack", limit=60),
+        Part("tune-decode", (sys.executable, "-m", "mify.bench.tune_decode", "{json}"), 120, if_missed=("decode-*",)),
+        Part("tune", (sys.executable, "-m", "mify.bench.tune_kernels", "{json}", "{missed}"), 240, 60, tuned),
+        Part("again", (sys.executable, "-m", "mify.bench.autopilot", "--again", "{work}", "{missed}"), 180, 45, tuned),
+        *bench("train-step", "train", "2.5b-8k-bf16", limit=180, least=60),
+        *bench("decode-engine", "decode", limit=240, least=90),
+        *bench("fp8", "fp8", limit=240, least=90),
+        *bench("static", "kernels", "static-*", limit=240, least=60),
     ]
 
 
 @dataclass(slots=True)
 class Outcome:
-    """How a part ended: "done" (its targets met), "missed" (ran, targets missed), "failed", "out of time", "not
-    begun".
+    """How a part ended: "done" (its targets met), "missed" (ran, targets missed), "failed", "out of time", "not needed"
+    (nothing missed that it could mend), "not begun".
     """
 
     status: str = "not begun"
@@ -81,7 +101,7 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        return self.status in ("done", "missed") or self.tries >= TRIES
+        return self.status in ("done", "missed", "not needed") or self.tries >= TRIES
 
 
 @dataclass(slots=True)
@@ -108,11 +128,25 @@ class State:
         temporary.replace(path)
 
 
-def run_part(part: Part, work: Path, seconds: float, environment: Mapping[str, str]) -> tuple[str, str]:
+def run_part(
+    part: Part, work: Path, seconds: float, environment: Mapping[str, str], missed: Sequence[str] = ()
+) -> tuple[str, str]:
     """Runs a part for at most `seconds`. Returns (status, detail); its output goes to a log in `work`."""
     rows = work / f"{part.name}.json"
-    command = [word.replace("{json}", str(rows)) for word in part.command]
+    command = []
+    for word in part.command:
+        filled = word.replace("{json}", str(rows)).replace("{work}", str(work))
+        command += list(missed) if word == "{missed}" else [filled]
     log = work / f"{part.name}.log"
+    earlier = rows.read_bytes() if rows.is_file() else b""
+    rows.unlink(missing_ok=True)
+    status, detail = _run(command, rows, log, seconds, environment)
+    if earlier and len(_rows(rows)) < len(_parsed(earlier)):
+        rows.write_bytes(earlier)  # the first try came further
+    return status, detail
+
+
+def _run(command: list[str], rows: Path, log: Path, seconds: float, environment: Mapping[str, str]) -> tuple[str, str]:
     with log.open("ab") as sink:
         process = subprocess.Popen(
             command, stdout=sink, stderr=subprocess.STDOUT, env=dict(environment), start_new_session=True
@@ -121,7 +155,7 @@ def run_part(part: Part, work: Path, seconds: float, environment: Mapping[str, s
             code = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             _end(process)
-            return "out of time", f"stopped after {seconds:.0f} s"
+            return "out of time", f"stopped after {seconds:.0f} s with {len(_rows(rows))} rows"
     if code == 0:
         return "done", ""
     tail = " | ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])[-400:]
@@ -129,6 +163,27 @@ def run_part(part: Part, work: Path, seconds: float, environment: Mapping[str, s
     if code == 1 and rows.is_file():
         return "missed", tail
     return "failed", f"exit code {code}: {tail}"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return _parsed(path.read_bytes()) if path.is_file() else []
+
+
+def _parsed(text: bytes) -> list[dict[str, Any]]:
+    """The rows of a result; none where it was cut off while it was written, as what was stopped may be."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return []
+    rows = content.get("rows", []) if isinstance(content, dict) else []
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def missed_cases(parts: Sequence[Part], work: Path, patterns: Sequence[str]) -> list[str]:
+    """The cases that missed a target in what was measured so far, of those that match."""
+    failed = [row["case"] for part in parts for row in _rows(work / f"{part.name}.json") if row.get("status") == "fail"]
+    wanted = [case for case in failed if any(fnmatch.fnmatchcase(case, pattern) for pattern in patterns)]
+    return list(dict.fromkeys(wanted))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -171,17 +226,25 @@ def fly(
         if outcome.finished:
             continue
         left = budget - RESERVE_SECONDS - (clock() - started)
+        missed = missed_cases(parts, work, part.if_missed)
+        if part.if_missed and not missed:
+            before = parts[: parts.index(part)]
+            if all(state.outcomes[other.name].finished for other in before):
+                outcome.status = "not needed"
+                state.save(work / "state.json")
+            continue
         if left < part.least:
             continue
         print(f"[{clock() - started:5.0f} s] {part.name}", flush=True)
         outcome.tries += 1
         outcome.command = " ".join(part.command)
         begun = clock()
-        outcome.status, outcome.detail = run_part(part, work, min(part.limit, left), environment)
+        outcome.status, outcome.detail = run_part(part, work, min(part.limit, left), environment, missed)
         outcome.seconds = round(clock() - begun, 1)
         state.save(work / "state.json")
         summary = summarize(parts, state, work)
         _write(out, work, summary)
+    summary = summarize(parts, state, work)
     _write(out, work, summary)
     return summary
 
@@ -192,14 +255,10 @@ def summarize(parts: Sequence[Part], state: State, work: Path) -> dict[str, Any]
     failed, machine = [], None
     for part in parts:
         path = work / f"{part.name}.json"
-        if not path.is_file():
-            continue
-        try:
+        rows = _rows(path)
+        if rows and machine is None:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            continue  # cut off while it was written: its part did not finish, and says so
-        rows = content.get("rows", []) if isinstance(content, dict) else []
-        machine = machine or {key: content.get(key) for key in ("device", "versions", "commit")} if rows else machine
+            machine = {key: content.get(key) for key in ("device", "versions", "commit")}
         for row in rows:
             counts[row["status"]] = counts.get(row["status"], 0) + 1
             if row["status"] == "fail":
@@ -211,6 +270,7 @@ def summarize(parts: Sequence[Part], state: State, work: Path) -> dict[str, Any]
     return {
         "format": "mify.gpu",
         "version": 1,
+        "dry_run": _dry_run(),
         "correct": correctness == "done",
         "correctness": correctness,
         "complete": all(state.outcomes.get(part.name, Outcome()).finished for part in parts),
@@ -246,7 +306,8 @@ def unpack(archive: Path, work: Path) -> None:
 
 def table(summary: Mapping[str, Any]) -> str:
     """A short table: a line a part, then what failed."""
-    lines = [f"{'part':<18} {'status':<12} {'seconds':>8}  detail"]
+    lines = ["DRY RUN: no GPU, small inputs; nothing here was measured on one"] if summary["dry_run"] else []
+    lines.append(f"{'part':<18} {'status':<12} {'seconds':>8}  detail")
     for name, outcome in summary["parts"].items():
         lines.append(f"{name:<18} {outcome['status']:<12} {outcome['seconds']:>8.1f}  {outcome['detail'][:90]}")
     lines.append(
@@ -262,8 +323,27 @@ def table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _dry_run() -> bool:
+    return os.environ.get("MIFY_GPU_DRY_RUN", "") not in ("", "0")
+
+
+def again(work: Path, cases: Sequence[str]) -> int:
+    """Takes what tuning found into the table of this checkout, which joins the results, and times those cases again."""
+    found = work / "tune.json"
+    if not found.is_file():
+        print(f"{found} is not there: nothing was tuned", file=sys.stderr)
+        return 2
+    subprocess.run([sys.executable, "-m", "mify.kernels.measured", str(found)], check=True)
+    shutil.copy(Path(__file__).resolve().parent.parent / "kernels" / "measured.json", work / "measured.json")
+    selected = [word for case in cases for word in ("--case", case)]
+    command = [sys.executable, "-m", "mify", "bench", "kernels", *selected, "--rounds", "20"]
+    return subprocess.run([*command, "--json", str(work / "again.json")], check=False).returncode
+
+
 def main(arguments: Sequence[str]) -> int:
     """`python -m mify.bench.autopilot OUT [EARLIER.tar.gz]`. Exit code 1 where correctness failed."""
+    if len(arguments) > 2 and arguments[0] == "--again":
+        return again(Path(arguments[1]), arguments[2:])
     if not 1 <= len(arguments) <= 2:
         print("usage: bench/gpu.sh OUT [EARLIER-results.tar.gz]", file=sys.stderr)
         return 2
@@ -272,7 +352,8 @@ def main(arguments: Sequence[str]) -> int:
         unpack(Path(arguments[1]), work)
     # gpu.sh says when it began: what it took to build counts as well.
     spent = max(0.0, time.time() - float(os.environ.get("MIFY_GPU_STARTED", time.time())))
-    summary = fly(Path(arguments[0]), work, plan(), budget=BUDGET_SECONDS - spent)
+    budget = float(os.environ.get("MIFY_GPU_BUDGET", BUDGET_SECONDS))
+    summary = fly(Path(arguments[0]), work, plan(_dry_run()), budget=budget - spent)
     print(table(summary), flush=True)
     return 1 if summary["correctness"] == "failed" else 0
 

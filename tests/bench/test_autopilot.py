@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from mify.bench.autopilot import Part, fly, plan, table, unpack
+from mify.bench.bench_kernels import CASES
 from mify.bench.rows import Row, write_results
 from mify.bench.suite import SUITES
 from mify.bench.tune_decode import candidates
@@ -21,8 +23,10 @@ from mify.bench.tune_decode import candidates
 MACHINE = {"device": {"cpu": "x"}, "versions": {}, "commit": "abc"}
 
 
-def _python(name: str, code: str, limit: float = 20.0, least: float = 0.0) -> Part:
-    return Part(name, (sys.executable, "-c", code, "{json}"), limit, least)
+def _python(
+    name: str, code: str, limit: float = 20.0, least: float = 0.0, if_missed: tuple[str, ...] = (), *words: str
+) -> Part:
+    return Part(name, (sys.executable, "-c", code, "{json}", *words), limit, least, if_missed)
 
 
 def _writes(tmp_path: Path, name: str, *rows: Row, code: int = 0) -> Part:
@@ -105,6 +109,45 @@ def test_a_part_that_hangs_is_ended_with_its_children_and_tried_twice(tmp_path: 
     assert fly(tmp_path / "out", tmp_path / "work", parts, budget=100)["complete"]
 
 
+def test_what_missed_is_tuned_by_name_and_only_that(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    tell = f"import sys; open({str(told)!r}, 'a').write(' '.join(sys.argv[2:]) + '|')"
+    parts = [
+        _writes(tmp_path, "measure", _good(), _bad(), _bad(), code=1),
+        _python("tune", tell, 20, 0, ("b", "c"), "{missed}", "in", "{work}"),
+        _python("tune-others", tell, 20, 0, ("a", "x*"), "{missed}"),
+    ]
+    summary = fly(tmp_path / "out", tmp_path / "work", parts, budget=100)
+    assert [part["status"] for part in summary["parts"].values()] == ["missed", "done", "not needed"]
+    assert told.read_text() == f"b in {tmp_path / 'work'}|"
+    assert summary["complete"]
+
+
+def test_nothing_is_called_needless_before_it_was_measured(tmp_path: Path) -> None:
+    parts = [_python("measure", "pass", least=50.0), _python("tune", "pass", 20, 0, ("b",))]
+    summary = fly(tmp_path / "out", tmp_path / "work", parts, budget=30)
+    assert {part["status"] for part in summary["parts"].values()} == {"not begun"}
+    assert not summary["complete"]
+
+
+def test_a_part_that_is_stopped_keeps_the_rows_it_had_and_the_longer_try_counts(tmp_path: Path) -> None:
+    source, runs = tmp_path / "rows.json", tmp_path / "runs"
+    write_results(source, [_good(), _bad()], machine=MACHINE)
+    code = (
+        f"import os, pathlib, shutil, sys, time; runs = pathlib.Path({str(runs)!r}); first = not runs.exists(); runs.touch();"
+        f"shutil.copy({str(source)!r}, sys.argv[1]) if first else open(sys.argv[1], 'w').write('{{');"
+        "time.sleep(60)"
+    )
+    parts = [_python("correctness", "pass"), _python("stopped", code, limit=3.0)]
+    summary = fly(tmp_path / "out", tmp_path / "work", parts, budget=100)
+    assert summary["parts"]["stopped"]["status"] == "out of time"
+    assert "with 2 rows" in summary["parts"]["stopped"]["detail"]
+    assert summary["rows"] == {"not comparable": 1, "fail": 1}
+    again = fly(tmp_path / "out", tmp_path / "work", parts, budget=100)
+    assert again["parts"]["stopped"]["tries"] == 2
+    assert again["rows"] == {"not comparable": 1, "fail": 1}
+
+
 def _alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii") as file:
@@ -139,6 +182,22 @@ def test_the_real_plan_begins_with_correctness_and_names_suites_that_exist() -> 
         if "bench" in part.command:
             assert part.command[part.command.index("bench") + 1] in SUITES
             assert "{json}" in part.command
+    assert {"tune", "again"} <= {part.name for part in parts}
+    quick = {part.name: part.command for part in plan(dry_run=True)}
+    assert set(quick) == {part.name for part in parts}
+    assert "--quick" in quick["norm"]
+
+
+def test_every_case_of_the_kernels_suite_is_in_one_part() -> None:
+    patterns = [
+        part.command[i + 1]
+        for part in plan()
+        if "kernels" in part.command
+        for i, word in enumerate(part.command)
+        if word == "--case"
+    ]
+    for case in CASES:
+        assert sum(fnmatch.fnmatchcase(case, pattern) for pattern in patterns) == (not case.startswith("cpu-")), case
 
 
 @pytest.mark.parametrize(("batch", "keys"), [(1, 64), (1, 65_536), (64, 4096)])
@@ -155,6 +214,28 @@ def test_the_script_says_how_it_is_used(checkout: Path, tmp_path: Path) -> None:
     done: Any = subprocess.run(["bash", str(script)], capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "usage: bench/gpu.sh OUT" in done.stderr
+
+
+def test_a_dry_run_goes_through_the_script_without_a_gpu(checkout: Path, tmp_path: Path) -> None:
+    """With no time for a part: what the script does before and after them. The parts' own way is tested above."""
+    environment = os.environ | {
+        "PYTHON": sys.executable, "MIFY_GPU_WORK": str(tmp_path / "work"), "MIFY_GPU_DRY_RUN": "1",
+        "MIFY_GPU_BUDGET": "1",
+    }  # fmt: skip
+    script = str(checkout / "bench" / "gpu.sh")
+    for arguments in (["out"], ["again", "out/results.tar.gz"]):
+        done = subprocess.run(
+            ["bash", script, *arguments], capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "DRY RUN" in done.stdout
+        assert "call it again to go on" in done.stdout
+    summary = json.loads((tmp_path / "again" / "summary.json").read_text())
+    assert summary["dry_run"]
+    assert not summary["correct"]
+    assert {part["status"] for part in summary["parts"].values()} == {"not begun"}
+    assert (tmp_path / "again" / "results.tar.gz").is_file()
 
 
 def test_without_a_gpu_the_script_runs_nothing(checkout: Path, tmp_path: Path) -> None:

@@ -25,3 +25,11 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there is a GPU these are tests of it: the GPU autopilot runs what is so marked."""
+    if torch.cuda.is_available():
+        for item in items:
+            if "interpreted" in item.path.parts:
+                item.add_marker(pytest.mark.gpu)
