@@ -158,7 +158,8 @@ import sys
 import pyarrow.parquet as pq
 import pyarrow as pa
 from mify.curation.minhash import near_duplicates
-table = pq.read_table(sys.argv[1])
+# Mapped: `read_table` spends two seconds on fresh pages for 250 MB, the search itself one.
+table = pq.ParquetFile(sys.argv[1], memory_map=True).read(use_threads=False)
 found = near_duplicates(table.column("id").to_pylist(), table.column("text"))
 keep = pa.array([True] * len(table)).to_numpy(zero_copy_only=False)
 keep[[index for index, _, _ in found.removed]] = False
