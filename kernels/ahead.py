@@ -81,9 +81,9 @@ def build(case: Case, capability: int = 90) -> Built:
     return Built(registers, stack, local, int(compiled.metadata.shared), instructions)
 
 
-def lowered(case: Case, capability: int = 90) -> str:
-    """Triton's intermediate code (TTIR) of `case`, whose index types can be looked at."""
-    return str(_compile(case, capability).asm["ttir"])
+def lowered(case: Case, capability: int = 90, stage: str = "ttir") -> str:
+    """Triton's intermediate code of `case`: "ttir", whose index types can be looked at, or "ttgir", the GPU's."""
+    return str(_compile(case, capability).asm[stage])
 
 
 def _compile(case: Case, capability: int) -> Any:

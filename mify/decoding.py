@@ -107,7 +107,7 @@ def captured(run: Callable[[], Tensor], restore: Callable[[], object]) -> Callab
         run: reads and writes tensors that stay where they are. restore: undoes what a run has changed; it is run a few
             times first, since kernels are compiled and memory is found at the first call.
     """
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,8 @@ class Tiles:
     Args:
         residents: blocks that one multiprocessor holds at once, by their registers and shared memory: so many programs
             a persistent launch starts on each.
+        specialized: some warps only copy, others only compute (forward). Triton 3.9 does it for 4 warps and a tile of
+            64, ignores it for 8, and fails to compile it for a tile of 128.
     """
 
     block_m: int
@@ -30,9 +34,11 @@ class Tiles:
     num_warps: int
     num_stages: int
     residents: int = 1
+    specialized: bool = False
 
     def __str__(self) -> str:
-        return f"{self.block_m}x{self.block_n}, {self.num_warps} warps, {self.num_stages} stages"
+        kind = ", specialized" if self.specialized else ""
+        return f"{self.block_m}x{self.block_n}, {self.num_warps} warps, {self.num_stages} stages{kind}"
 
     @property
     def launch(self) -> dict[str, Any]:
@@ -41,21 +47,24 @@ class Tiles:
 
 
 # (kernel, head dimension up to) → tiles, for 2-byte dtypes: the first is used, the others are what tuning may try.
-# The first was chosen without a GPU: the largest that compiles for sm_90 without a spill. None is measured.
+# The first was chosen without a GPU: the largest that compiles for sm_90 without a spill. None is measured. Beyond 128
+# they are correct and no more: nothing that fits uses Hopper's matrix instructions, and queries spills 536 bytes.
 _TILES = {
-    ("forward", 64): (Tiles(128, 128, 8, 3), Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 3)),
-    ("forward", 128): (Tiles(128, 64, 8, 3), Tiles(128, 128, 8, 2), Tiles(64, 64, 4, 3)),
-    ("forward", 256): (Tiles(64, 32, 4, 2),),
+    ("forward", 64): (Tiles(128, 128, 8, 3), Tiles(128, 64, 8, 3), Tiles(128, 64, 4, 3, 2), Tiles(64, 64, 4, 3, 3)),
+    ("forward", 128): (
+        Tiles(128, 64, 8, 3), Tiles(128, 128, 8, 2), Tiles(64, 64, 4, 3, 2), Tiles(64, 64, 4, 2, specialized=True),
+    ),
+    ("forward", 256): (Tiles(32, 32, 8, 1),),
     ("keys", 64): (Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 3)),
-    ("keys", 128): (Tiles(32, 128, 8, 3), Tiles(64, 128, 8, 2)),
-    ("keys", 256): (Tiles(32, 32, 4, 1),),
-    ("keys and dq", 64): (Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 3)),
-    ("keys and dq", 128): (Tiles(64, 64, 8, 2), Tiles(64, 128, 8, 2)),
-    ("keys and dq", 256): (Tiles(32, 32, 4, 1),),
+    ("keys", 128): (Tiles(32, 128, 8, 3),),
+    ("keys", 256): (Tiles(32, 32, 8, 1),),
+    ("keys and dq", 64): (Tiles(64, 128, 8, 2),),
+    ("keys and dq", 128): (Tiles(64, 64, 8, 2),),
+    ("keys and dq", 256): (Tiles(32, 32, 8, 1),),
     ("queries", 64): (Tiles(128, 64, 8, 3), Tiles(128, 128, 8, 2)),
-    ("queries", 128): (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
-    ("queries", 256): (Tiles(32, 32, 4, 1),),
-}
+    ("queries", 128): (Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 2, 2)),
+    ("queries", 256): (Tiles(32, 32, 8, 1),),
+}  # fmt: skip
 # fp32 has no tensor cores here and twice the bytes.
 _WIDE_TILES = Tiles(32, 32, 4, 1)
 
@@ -67,7 +76,8 @@ def tiles(kernel: str, dim: int, dtype: torch.dtype, capability: tuple[int, int]
     found = next(value for (name, limit), value in _TILES.items() if name == kernel and dim <= limit)
     if capability < (9, 0):
         # Ampere has 163 KiB of shared memory at most and no asynchronous matrix instructions: smaller, fewer stages.
-        return tuple(Tiles(min(t.block_m, 64), min(t.block_n, 64), 4, min(t.num_stages, 2)) for t in found)
+        small = (Tiles(min(t.block_m, 64), min(t.block_n, 64), 4, min(t.num_stages, 2)) for t in found)
+        return tuple(dict.fromkeys(small))
     return found
 
 
@@ -84,7 +94,7 @@ def forward(
         kernels._forward_kernel[_grid(triton.cdiv(tokens, chosen.block_m) * heads, chosen, q, persistent)](
             _blocks(q, chosen.block_m), _blocks(k, chosen.block_n), _blocks(v, chosen.block_n), out, lse,
             *edges(cu_seqlens, tokens), tokens, window, scale * _LOG2E,
-            **_constants(q, k, causal, window), **chosen.launch,
+            **_constants(q, k, causal, window), SPECIALIZED=chosen.specialized, **chosen.launch,
         )  # fmt: skip
     return out, lse
 
@@ -155,7 +165,22 @@ def _grid(units: int, chosen: Tiles, q: Tensor, persistent: bool) -> tuple[int]:
     return (min(units, launch.processors(q) * chosen.residents) if persistent else units,)
 
 
+_forced: dict[str, Tiles] = {}
+
+
+@contextmanager
+def using(kernel: str, chosen: Tiles) -> Iterator[None]:
+    """Within it `kernel` runs with these tiles: for tuning."""
+    _forced[kernel] = chosen
+    try:
+        yield
+    finally:
+        del _forced[kernel]
+
+
 def _tiles_for(kernel: str, q: Tensor) -> Tiles:
+    if kernel in _forced:
+        return _forced[kernel]
     device = dispatch.describe(q.device)
     candidates = tiles(kernel, q.shape[2], q.dtype, device.capability if q.is_cuda else (9, 0))
     names = measured.fastest_first(
@@ -186,32 +211,44 @@ def _constants(q: Tensor, k: Tensor, causal: bool, window: int) -> dict[str, Any
     }
 
 
+_KERNELS = {
+    "forward": (kernels._forward_kernel, {}),
+    "keys": (kernels._key_kernel, {"ADD_DQ": False, "BULK": False, "dq_sums": None}),
+    "keys and dq": (kernels._key_kernel, {"ADD_DQ": True, "BULK": True}),
+    "queries": (kernels._query_kernel, {}),
+}
+
+
 def cases(capability: int = 90) -> list[Case]:
-    """The shipped configurations, for compilation ahead: heads of mify-2.5b (128) and mify-tiny (64), bf16."""
+    """The shipped configurations, for compilation ahead: heads of mify-2.5b (128) and mify-tiny (64), bf16.
+
+    The tiles that are used, without and with a window; then those that tuning may choose, by their sizes in brackets.
+    """
     found = []
-    common = {"lse_ptr": "*fp32", "start_ptr": "*i32", "end_ptr": "*i32", "tokens": "i32", "window": "i32"}
-    forward_only = {"out_ptr": "*bf16", "scale_log2": "fp32", **common}
-    slopes = {"delta_ptr": "*fp32", "scale": "fp32", **common}
-    of_keys = {"k_ptr": "*bf16", "v_ptr": "*bf16", "dk_ptr": "*bf16", "dv_ptr": "*bf16", "k_token": "i32*16",
-               "k_head": "i32*16", "v_token": "i32*16", "v_head": "i32*16", **slopes}  # fmt: skip
     for dim, heads, group in ((128, 20, 5), (64, 4, 2)):
-        for window in (False, True):
-            constants = {"HEADS": heads, "GROUP": group, "DIM": dim, "BLOCK_D": dim, "CAUSAL": True,
-                         "WINDOW": window, "PRECISION": "tf32"}  # fmt: skip
-            for name, kernel, arguments, extra in (
-                ("forward", kernels._forward_kernel, forward_only, {}),
-                ("keys", kernels._key_kernel, of_keys, {"ADD_DQ": False, "BULK": False, "dq_sums": None}),
-                ("keys and dq", kernels._key_kernel, of_keys, {"ADD_DQ": True, "BULK": True}),
-                ("queries", kernels._query_kernel, {"dq_ptr": "*bf16", **slopes}, {}),
-            ):
-                chosen = tiles(name, dim, torch.bfloat16, divmod(capability, 10))[0]
-                rows, columns = (f"tensordesc<bf16[{n}, 1, {dim}]>" for n in (chosen.block_m, chosen.block_n))
-                sums = f"tensordesc<fp32[{chosen.block_m}, 1, {dim}]>"
-                blocks = {"q_tensor": rows, "grad_tensor": rows, "k_tensor": columns, "v_tensor": columns,
-                          "dq_sums": sums}  # fmt: skip
-                label = f"gqa {name} {dim}{' window' if window else ''}"
-                found.append(
-                    Case(label, kernel, {**arguments, **blocks}, {**constants, **extra, "BLOCK_M": chosen.block_m,
-                         "BLOCK_N": chosen.block_n}, chosen.num_warps, chosen.num_stages, uses_tensor_cores=True)
-                )  # fmt: skip
+        for kernel in _KERNELS:
+            used, *others = tiles(kernel, dim, torch.bfloat16, divmod(capability, 10))
+            label = f"gqa {kernel} {dim}"
+            found += [_case(kernel, used, (dim, heads, group), label, False)]
+            found += [_case(kernel, used, (dim, heads, group), f"{label} window", True)]
+            found += [_case(kernel, other, (dim, heads, group), f"{label} [{other}]", False) for other in others]
     return found
+
+
+def _case(kernel: str, chosen: Tiles, sizes: tuple[int, int, int], label: str, window: bool) -> Case:
+    dim, heads, group = sizes
+    function, extra = _KERNELS[kernel]
+    types: dict[str, str] = dict.fromkeys(("tokens", "window"), "i32")
+    types |= dict.fromkeys(("k_ptr", "v_ptr", "out_ptr", "dq_ptr", "dk_ptr", "dv_ptr"), "*bf16")
+    types |= dict.fromkeys(("lse_ptr", "delta_ptr"), "*fp32") | dict.fromkeys(("start_ptr", "end_ptr"), "*i32")
+    types |= dict.fromkeys(("k_token", "k_head", "v_token", "v_head"), "i32*16")
+    types |= dict.fromkeys(("scale", "scale_log2"), "fp32")
+    for name, rows in (("q", chosen.block_m), ("grad", chosen.block_m), ("k", chosen.block_n), ("v", chosen.block_n)):
+        types[f"{name}_tensor"] = f"tensordesc<bf16[{rows}, 1, {dim}]>"
+    types["dq_sums"] = f"tensordesc<fp32[{chosen.block_m}, 1, {dim}]>"
+    constants = {"HEADS": heads, "GROUP": group, "DIM": dim, "BLOCK_D": dim, "CAUSAL": True, "WINDOW": window,
+                 "PRECISION": "tf32", "BLOCK_M": chosen.block_m, "BLOCK_N": chosen.block_n, **extra}  # fmt: skip
+    if kernel == "forward":
+        constants["SPECIALIZED"] = chosen.specialized
+    arguments = {name: types[name] for name in function.arg_names if name not in constants}
+    return Case(label, function, arguments, constants, chosen.num_warps, chosen.num_stages, uses_tensor_cores=True)

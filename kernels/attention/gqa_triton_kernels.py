@@ -96,9 +96,10 @@ def _load(tensor, first, head, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
 def _attend(
     acc, total, top, q, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale_log2,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    SPECIALIZED: tl.constexpr,
 ):  # fmt: skip
     count, left, left_at, right_at = _blocks(begin, whole_begin, whole_end, end, MASKED, BLOCK_N)
-    for index in range(0, count):
+    for index in tl.range(0, count, warp_specialize=SPECIALIZED):
         first = tl.where(index < left, left_at + index * BLOCK_N, right_at + (index - left) * BLOCK_N)
         k = _load(k_tensor, first, kv_head, BLOCK_N, BLOCK_D)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -135,6 +136,7 @@ def _forward_kernel(
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
+    SPECIALIZED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -155,11 +157,11 @@ def _forward_kernel(
         top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         acc, total, top = _attend(
             acc, total, top, q, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale_log2,
-            BLOCK_D, BLOCK_N, True, PRECISION,
+            BLOCK_D, BLOCK_N, True, PRECISION, SPECIALIZED,
         )  # fmt: skip
         acc, total, top = _attend(
             acc, total, top, q, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale_log2,
-            BLOCK_D, BLOCK_N, False, PRECISION,
+            BLOCK_D, BLOCK_N, False, PRECISION, SPECIALIZED,
         )  # fmt: skip
         column = tl.arange(0, BLOCK_D)
         at = out_ptr + (row.to(tl.int64) * HEADS + head)[:, None] * DIM + column[None, :]

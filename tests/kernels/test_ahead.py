@@ -60,6 +60,17 @@ def test_all_for_ampere(case: ahead.Case) -> None:
     check(case, 80)
 
 
+@pytest.mark.slow
+def test_warp_specialization_is_not_ignored() -> None:
+    """Triton ignores it silently where it cannot do it (8 warps, say)."""
+    (case,) = [case for case in gqa_triton.cases() if case.constants.get("SPECIALIZED")]
+    assert "ttg.warp_specialize" in ahead.lowered(case, stage="ttgir")
+
+
+# So many tokens that times heads and head dimension (20 x 128) they are far beyond 2³¹, and rows of any op as well.
+TOKENS = 1 << 26
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -67,42 +78,87 @@ def test_all_for_ampere(case: ahead.Case) -> None:
         *glu_triton.cases(),
         *rotary_triton.cases()[:1],
         *ce_triton.cases()[-1:],
-        *[case for case in gqa_triton.cases() if case.name in ("gqa forward 128", "gqa keys 128", "gqa queries 128")],
+        *[
+            case
+            for case in gqa_triton.cases()
+            if case.name in ("gqa forward 128", "gqa keys and dq 128", "gqa queries 128")
+        ],
     ],
     ids=lambda case: case.name,
 )
-def test_no_address_is_multiplied_out_in_32_bits(case: ahead.Case) -> None:
-    """T·H·D beyond 2³¹ cannot be run here, so the compiled index types are looked at: behind no address stands a 32-bit
-    product of two values that are both known only at run time."""
-    defined: dict[str, tuple[str, str]] = {}
-    addresses = []
-    for line in ahead.lowered(case).splitlines():
+def test_no_32_bit_index_overflows(case: ahead.Case) -> None:
+    """2³¹ elements cannot be run here, so the compiled index types are looked at, with 2²⁶ tokens put in."""
+    assert (found := overflows(ahead.lowered(case))) == [], found
+
+
+def test_an_overflow_would_be_found() -> None:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def narrow(x_ptr, tokens, HEADS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+        row = tl.program_id(0) * 64 + tl.arange(0, 64)
+        row = row.to(tl.int64) if WIDE else row
+        at = (row * HEADS)[:, None] * DIM + tl.arange(0, DIM)[None, :]
+        tl.store(x_ptr + at, 0.0, mask=(row < tokens)[:, None])
+
+    for wide in (False, True):
+        constants = {"HEADS": 20, "DIM": 128, "WIDE": wide}
+        case = ahead.Case("narrow", narrow, {"x_ptr": "*bf16", "tokens": "i32"}, constants)
+        assert bool(overflows(ahead.lowered(case))) is not wide
+
+
+def overflows(code: str) -> list[str]:
+    """The 32-bit sums and products in Triton's intermediate code that pass 2³¹ with `TOKENS` tokens.
+
+    A bound is followed through the code: integer arguments and numbers that are loaded are at most TOKENS, and so is a
+    program's number times its block (a power of two up to 4,096; the sizes of the cases are none).
+    """
+    most: dict[str, int] = {}
+    programs: set[str] = set()
+    wrong = []
+    for line in code.splitlines():
+        line = re.sub(r" loc\(.*", "", line)
+        if loop := re.search(r"scf\.for (%\S+) = %\S+ to (%\S+) step", line):
+            most[loop[1]] = most.get(loop[2], TOKENS)
+            if loop[2] in programs:
+                programs.add(loop[1])
         if (found := re.match(r"\s*(%\S+) = (\S+) (.*)", line)) is None:
             continue
         name, op, rest = found.groups()
-        defined[name] = (op, rest)
-        if op == "tt.addptr":
-            addresses.append(re.findall(r"%[\w#]+", rest.split(":")[0])[1])
-
-    def narrow_product(name: str) -> str | None:
-        op, rest = defined.get(name, ("", ""))
-        operands = re.findall(r"%[\w#]+", rest.split(":")[0])
-        if op == "arith.muli" and re.search(r"i32>?( loc.*)?$", rest) and "i64" not in rest:
-            constant = any(defined.get(x, ("", ""))[0] == "arith.constant" for x in operands)
-            block = any(_is_block(x, defined) for x in operands)
-            return None if constant or block else f"{name} = {op} {rest}"
-        if op in ("arith.addi", "arith.subi", "tt.splat", "tt.broadcast", "tt.expand_dims", "arith.extsi"):
-            return next((wrong for x in operands if (wrong := narrow_product(x))), None)
-        return None
-
-    assert addresses
-    for address in addresses:
-        assert narrow_product(address) is None, narrow_product(address)
-
-
-def _is_block(name: str, defined: dict[str, tuple[str, str]]) -> bool:
-    """Whether a value is an index inside a block, which is small."""
-    op, rest = defined.get(name, ("", ""))
-    if op in ("tt.expand_dims", "tt.broadcast", "tt.splat"):
-        return _is_block(re.findall(r"%[\w#]+", rest)[0], defined)
-    return op == "tt.make_range"
+        values, _, kind = rest.rpartition(" : ")
+        operands = re.findall(r"%[\w#]+", values)
+        bounds = [most.get(x, TOKENS) for x in operands]
+        if op == "arith.constant":
+            number = re.match(r"(?:dense<)?(-?\d+)(?:>)?$", values)
+            most[name] = abs(int(number[1])) if number else TOKENS
+        elif op == "tt.get_program_id":
+            programs.add(name)
+            most[name] = TOKENS
+        elif op == "tt.make_range":
+            end = re.search(r"end = (\d+)", rest)
+            assert end
+            most[name] = int(end[1])
+        elif op in ("arith.addi", "arith.subi"):
+            most[name] = sum(bounds)
+        elif op == "arith.muli":
+            block = [b for x, b in zip(operands, bounds, strict=True) if x not in programs]
+            is_block = len(block) == 1 and block[0] <= 4096 and block[0] & (block[0] - 1) == 0
+            most[name] = TOKENS if is_block else bounds[0] * bounds[1]
+        elif op == "arith.divsi":
+            divisor = bounds[1] if operands[1].startswith("%c") else 1
+            most[name] = bounds[0] // max(divisor, 1)
+        elif op in ("arith.remsi", "arith.minsi"):
+            most[name] = min(bounds)
+        elif op in ("arith.maxsi", "arith.select"):
+            most[name] = max(bounds[-2:])
+        elif op in ("tt.splat", "tt.broadcast", "tt.expand_dims", "arith.extsi", "arith.trunci", "tt.reshape"):
+            most[name] = bounds[0]
+            if operands[0] in programs:
+                programs.add(name)
+        else:
+            most[name] = TOKENS
+        if op in ("arith.addi", "arith.subi", "arith.muli") and re.search(r"\bi32|xi32", kind) and most[name] >= 2**31:
+            wrong.append(line.strip())
+    assert most
+    return wrong
