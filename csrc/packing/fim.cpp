@@ -1,6 +1,7 @@
 #include "packing/fim.hpp"
 
 #include <algorithm>
+#include <stdexcept>
 #include <tuple>
 
 #include "packing/pre_tokenizer.hpp"
@@ -138,8 +139,11 @@ size_t FimPlanner<T>::whole_characters_end() const {
 template <class T>
 int64_t FimPlanner<T>::find_meeting(Position low, Position high) {
   const CharacterClasses& classes = CharacterClasses::get();
+  bool all_seen = false;
   for (int64_t reach = kFirstLook;; reach *= 4) {
+    if (all_seen) throw std::invalid_argument("a document's tokens are no UTF-8 text: the shard is damaged");
     look(std::max(begin_, low.token - reach), std::min(end_, low.token + reach));
+    all_seen = view_.first == begin_ && view_.last == end_;
     const std::string& text = view_.bytes;
     const bool to_high = high.token < view_.last || (high.token == end_ && view_.last == end_);
     const size_t view_end = whole_characters_end();

@@ -3,65 +3,18 @@
 from __future__ import annotations
 
 import os
-import platform
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-FLAGS = ["-std=c++20", "-O1", "-g", "-Wall", "-Wextra", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-# As CMakeLists.txt compiles them.
-ISA = {
-    "_avx2": ["-mavx2", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt"],
-    "_avx512": [
-        "-mavx2", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
-    ],
-    "_sha": ["-msha", "-msse4.1", "-mssse3"],
-}  # fmt: skip
+from fuzzing import build, run
 
 
 @pytest.fixture(scope="module")
 def driver(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    folder = tmp_path_factory.mktemp("fuzz")
     csrc = checkout / "csrc"
     sources = [csrc / "cpu.cpp", *(csrc / "text").glob("*.cpp"), *(csrc / "minhash").glob("*.cpp")]
     sources.append(checkout / "tests" / "csrc" / "fuzz_minhash.cpp")
-    x86 = platform.machine() in ("x86_64", "AMD64")
-
-    def compile_one(source: Path) -> Path | None:
-        isa = next((suffix for suffix in ISA if source.stem.endswith(suffix)), None)
-        if isa is not None and not x86:
-            return None
-        target = folder / f"{source.parent.name}_{source.stem}.o"
-        extra = [*(ISA[isa] if isa else []), *(["-DMIFY_X86=1"] if x86 else []), f"-I{csrc}"]
-        done = subprocess.run(
-            [compiler, *FLAGS, *extra, "-c", str(source), "-o", str(target)], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return target
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = [str(target) for target in pool.map(compile_one, sources) if target is not None]
-    program = folder / "fuzz_minhash"
-    done = subprocess.run([compiler, *FLAGS, *objects, "-o", str(program), "-lpthread"], capture_output=True, text=True)
-    if done.returncode != 0 and "asan" in done.stderr:
-        pytest.skip("the compiler has no sanitizer runtime")
-    assert done.returncode == 0, done.stderr
-    return program
-
-
-def run(program: Path, seed: int, iterations: int, disabled: str = "") -> str:
-    environment = os.environ | {"MIFY_CPU_DISABLE": disabled}
-    done = subprocess.run(
-        [str(program), str(seed), str(iterations)], env=environment, capture_output=True, text=True, timeout=1500
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout.strip()
+    return build(sources, [csrc], tmp_path_factory.mktemp("fuzz") / "fuzz_minhash")
 
 
 @pytest.mark.slow

@@ -293,3 +293,19 @@ def test_another_pre_tokenizer_is_refused(make_shards: MakeShards, tokenizer: To
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     with pytest.raises(MifyError, match="pre-tokenizer"):
         plan_all(shards, Tokenizer({**tokenizer.definition, "pre_tokenizer": level}))
+
+
+def test_a_damaged_shard_of_no_text_is_refused(make_shards: MakeShards, tokenizer: Tokenizer) -> None:
+    """Shards of over a gigabyte are not hashed when they are opened: what the plan meets must not lead it astray."""
+    shards = make_shards(["x = 1\n" * 40])
+    tokens = np.full(shards.num_tokens, tokenizer.token_bytes.index(b"="), np.uint16)
+    tokens[:20] = tokenizer.token_bytes.index(b"\x80")  # no character begins with it
+    shards.tokens[0] = tokens
+    config = PlanConfig(512, 1, FimConfig(1.0))
+    for epoch in range(20):
+        try:
+            plan_window(shards, tokenizer, [0], config, epoch, 0)
+        except MifyError as error:
+            assert "no UTF-8" in error.problem
+            return
+    pytest.fail("no plan met the damage")
