@@ -68,6 +68,14 @@ def curate(
     ] = "parquet",
     files: Annotated[int, typer.Option(min=1, help="Into how many files documents are cut.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the funnel; write nothing.")] = False,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Decontaminate against this benchmark (.jsonl, .json, .gz), too; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option(
@@ -94,6 +102,10 @@ def curate(
 
     console = Console()
     settings = load_config(config) if config else CurationConfig()
+    if benchmark:
+        rules = settings.decontamination
+        named = (*rules.benchmarks, *(name for name in benchmark if name not in rules.benchmarks))
+        settings = replace(settings, decontamination=replace(rules, benchmarks=named))
     if not verify:
         settings = replace(settings, near_duplicates=replace(settings.near_duplicates, verify=False))
     if print_config:

@@ -10,6 +10,7 @@ report. n-grams of little but numbers or single letters are left out (`min_named
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,11 @@ class Benchmark:
     @property
     def num_tasks(self) -> int:
         return len({task for task, _ in self.texts})
+
+    @property
+    def sha256(self) -> str:
+        """Of the texts and their tasks."""
+        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

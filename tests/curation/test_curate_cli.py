@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -56,6 +58,65 @@ def test_a_folder_is_curated_and_explained(project: Path, tmp_path: Path) -> Non
     assert "of project" in output
     code, output = mify("curate", "--out", out, "--explain", "curation/pipeline.py")
     assert "kept" in output
+
+
+def test_benchmarks_are_named_on_the_command_line(project: Path, tmp_path: Path) -> None:
+    secret = "def sum_of_squares_of_primes(limit):\n    return sum(n * n for n in primes_below(limit) if n % 4 == 1)\n"
+    task = {"task_id": 7, "text": "short", "code": secret, "test_list": ["assert f(1) == 2"]}
+    (tmp_path / "mbpp.jsonl").write_text(json.dumps(task) + "\n")
+    leak = (project / "curation" / "languages.py").read_text() + "\n\n" + secret
+    (project / "leak.py").write_text(leak)
+    (project / "rules.toml").write_text("[decontamination]\nbenchmarks = ['humaneval']\n")
+    arguments = ("curate", project, "--out", tmp_path / "out", "--config", project / "rules.toml", "--workers", 1)
+    code, output = mify(*arguments, "--benchmark", tmp_path / "mbpp.jsonl", "--benchmark", "humaneval")
+    assert code == 0, output
+    assert "Decontaminated against humaneval (164 tasks), mbpp (1 tasks): dropped 1 with 1 tasks of mbpp" in output
+    code, output = mify("curate", "--out", tmp_path / "out", "--explain", "leak.py")
+    assert "rejected at stage decontamination: overlaps mbpp" in output
+    assert "primes_below" in output
+    # Before anything is read.
+    code, output = mify(*arguments, "--benchmark", tmp_path / "absent.jsonl")
+    assert code == 2
+    assert "there is no benchmark" in output
+
+
+def test_bad_input_is_counted_and_named_and_the_totals_reconcile(tmp_path: Path) -> None:
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    good = (Path(__file__).parent / "reference_minhash.py").read_text()
+    records = [
+        {"content": good, "path": "good.py", "license": "mit"},
+        {"content": good, "path": "good.py", "license": "mit"},
+        {"content": "", "path": "empty.py", "license": "mit"},
+        {"content": "token", "path": "one.txt", "license": "mit"},
+        {"nothing": 1},
+    ]
+    lines = [json.dumps(record).encode() for record in records]
+    lines += [b'{"content": "\xff\xfe broken", "path": "latin.py"}', b"not json", b"[1, 2]"]
+    # A line that is longer than what is held in memory; its length alone is told.
+    lines.append(b'{"content": "' + b"x" * 17_000_000 + b'"}')
+    (folder / "records.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    (tmp_path / "rules.toml").write_text(CONFIG + "[guard]\nmax_source_loss = 1.0\n")
+    arguments = ("--out", tmp_path / "out", "--config", tmp_path / "rules.toml", "--workers", 1, "--held-out", 0)
+    code, output = mify("curate", folder, *arguments)
+    assert code == 0, output
+    report = load_report(tmp_path / "out")
+    reasons = {reason: row["documents"] for stage in report["stages"] for reason, row in stage["reasons"].items()}
+    assert reasons == {
+        "read twice": 1, "no text": 2, "prose/min_characters": 1, "not JSON": 3, "too large": 1
+    }  # fmt: skip
+    assert report["totals"]["in"]["documents"] == 9 == 1 + sum(reasons.values())
+    assert report["totals"]["kept"]["documents"] == 1
+    for name, content in (("cut.parquet", b"PAR1" + b"x" * 100), ("foreign.parquet", None)):
+        (tmp_path / "t").mkdir(exist_ok=True)
+        if content is None:
+            pq.write_table(pa.table({"numbers": [1, 2]}), tmp_path / "t" / name)
+        else:
+            (tmp_path / "t" / name).write_bytes(content)
+        code, output = mify("curate", tmp_path / "t" / name, *arguments)
+        assert code == 2, output
+        assert name in output
+        assert "Traceback" not in output
 
 
 def test_without_verification_the_report_says_what_it_costs(project: Path, tmp_path: Path) -> None:
