@@ -70,6 +70,7 @@ def _backward_kernel(
     rows,
     size,
     TOTAL: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # Every program takes a fixed run of rows and writes one partial sum, so the weight's gradient has the same bits
@@ -80,7 +81,7 @@ def _backward_kernel(
     inside = columns < size
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK,), tl.float32)
-    for row in range(program * count, tl.minimum(program * count + count, rows)):
+    for row in tl.range(program * count, tl.minimum(program * count + count, rows), num_stages=STAGES):
         grad = tl.load(grad_ptr + row * grad_row + columns, mask=inside, other=0.0)
         x = tl.load(x_ptr + row * x_row + columns, mask=inside, other=0.0).to(tl.float32)
         inverse = tl.load(inverse_ptr + row)
@@ -108,10 +109,24 @@ def row_launches(block: int) -> tuple[Launch, ...]:
 
 
 def backward_launches(block: int) -> tuple[Launch, ...]:
-    """Warps of a program, and programs a multiprocessor, over which the rows are dealt out."""
+    """Warps of a program, programs a multiprocessor, over which the rows are dealt out, and rows that are on their way.
+
+    By their registers 16 warps fit beside each other. With two stages a row is copied while the one before it is
+    summed, so memory never waits for a reduction.
+    """
     usual = warps(block)
-    pairs = ((usual, 4), (usual, 2), (usual, 8), (min(32, 2 * usual), 2), (max(1, usual // 2), 8))
-    return tuple({"num_warps": count, "programs": programs} for count, programs in dict.fromkeys(pairs))
+    most = max(1, 16 // usual)
+    sets = (
+        (usual, most, 2),
+        (usual, 2 * most, 1),
+        (usual, most, 3),
+        (usual, 2 * most, 2),
+        (min(32, 2 * usual), max(1, most // 2), 2),
+        (max(1, usual // 2), 2 * most, 2),
+    )
+    return tuple(
+        {"num_warps": count, "programs": programs, "STAGES": stages} for count, programs, stages in dict.fromkeys(sets)
+    )
 
 
 def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -154,7 +169,7 @@ def backward(
         _backward_kernel[(programs,)](
             grad, grad_total, x, dense_weight, inverse, dx, partial,
             grad.stride(0), 0 if grad_total is None else grad_total.stride(0), x.stride(0), rows, size,
-            TOTAL=grad_total is not None, BLOCK=block, num_warps=launch["num_warps"], **LAUNCH,
+            TOTAL=grad_total is not None, STAGES=launch["STAGES"], BLOCK=block, num_warps=launch["num_warps"], **LAUNCH,
         )  # fmt: skip
     return dx, partial.sum(0).to(weight.dtype)
 
@@ -164,6 +179,7 @@ def cases() -> list[Case]:
     found = []
     for size in (768, 1024, 2560):
         block = triton.next_power_of_2(size)
+        backward = backward_launches(block)[0]
         for extra in (False, True):
             found.append(
                 Case(
@@ -203,8 +219,8 @@ def cases() -> list[Case]:
                         "rows": "i32",
                         "size": "i32*16",
                     },
-                    {"TOTAL": extra, "BLOCK": block},
-                    num_warps=warps(block),
+                    {"TOTAL": extra, "STAGES": backward["STAGES"], "BLOCK": block},
+                    num_warps=backward["num_warps"],
                 )
             )
     return found

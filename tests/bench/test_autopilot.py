@@ -134,7 +134,8 @@ def test_a_part_that_is_stopped_keeps_the_rows_it_had_and_the_longer_try_counts(
     source, runs = tmp_path / "rows.json", tmp_path / "runs"
     write_results(source, [_good(), _bad()], machine=MACHINE)
     code = (
-        f"import os, pathlib, shutil, sys, time; runs = pathlib.Path({str(runs)!r}); first = not runs.exists(); runs.touch();"
+        "import os, pathlib, shutil, sys, time;"
+        f"runs = pathlib.Path({str(runs)!r}); first = not runs.exists(); runs.touch();"
         f"shutil.copy({str(source)!r}, sys.argv[1]) if first else open(sys.argv[1], 'w').write('{{');"
         "time.sleep(60)"
     )
