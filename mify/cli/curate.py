@@ -128,6 +128,7 @@ def curate(
         raise MifyError("no output folder was named", "give one with --out, or look first with --dry-run")
 
     from mify.curation.engines import open_engine
+    from mify.curation.funnel import guard_sources
     from mify.curation.installed_files import Installation
     from mify.curation.locations import join, located
     from mify.curation.outputs import output_options
@@ -174,6 +175,11 @@ def curate(
     finally:
         machine.close()
     result.print(console)
+    if dry_run:
+        try:
+            guard_sources(result.data, settings.guard.max_source_loss, settings.guard.min_documents)
+        except MifyError as error:
+            console.print(f"[yellow]without --dry-run the guard stops here:[/] {error.problem}", highlight=False)
     seconds = sum(result.seconds.values())
     console.print(f"{result.headline()} in {seconds:.1f} s", highlight=False)
     if resume:

@@ -134,6 +134,11 @@ def test_a_dry_run_writes_nothing(project: Path, tmp_path: Path) -> None:
     assert code == 0
     assert "kept" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["project"]
+    assert "the guard stops" not in output
+    (project / "LICENSE").unlink()
+    code, output = mify("curate", project, "--dry-run", "--config", project / "rules.toml", "--workers", 1)
+    assert code == 0
+    assert "without --dry-run the guard stops here: the source project loses" in " ".join(output.split())
 
 
 def test_the_printed_configuration_is_one(tmp_path: Path) -> None:
