@@ -122,11 +122,19 @@ py::tuple add_pairs(mify::StarPass& pass, const Array<uint64_t>& later, const Ar
   return py::make_tuple(removed, kept, similarity);
 }
 
-Array<uint64_t> clusters(mify::StarPass& pass, uint64_t begin, uint64_t end) {
+// (documents from begin to end that are not alone in their cluster, the clusters of these).
+py::tuple clusters(mify::StarPass& pass, uint64_t begin, uint64_t end) {
   if (begin > end || end > pass.num_documents()) throw py::index_error("documents out of range");
-  Array<uint64_t> out(static_cast<py::ssize_t>(end - begin));
-  for (uint64_t i = begin; i < end; ++i) out.mutable_data()[i - begin] = pass.cluster(i);
-  return out;
+  std::vector<uint64_t> documents, found;
+  {
+    const py::gil_scoped_release release;
+    for (uint64_t i = begin; i < end; ++i) {
+      if (!pass.joined(i)) continue;
+      documents.push_back(i);
+      found.push_back(pass.cluster(i));
+    }
+  }
+  return py::make_tuple(array_of(documents), array_of(found));
 }
 
 }  // namespace
@@ -149,5 +157,6 @@ void bind_runs(py::module_& m) {
       .def(py::init<uint64_t>(), py::arg("num_documents"))
       .def("add", &add_pairs, py::arg("later"), py::arg("earlier"), py::arg("jaccard"),
            "(removed, kept, similarity) that these pairs decide; pairs sorted, a document's all in one call.")
-      .def("clusters", &clusters, py::arg("begin"), py::arg("end"), "The cluster of each document from begin to end.");
+      .def("clusters", &clusters, py::arg("begin"), py::arg("end"),
+           "(documents from begin to end that are not alone in their cluster, the clusters of these).");
 }

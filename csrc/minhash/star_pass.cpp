@@ -20,6 +20,7 @@ std::vector<PassRemoval> StarPass::add(std::span<const VerifiedPair> pairs) {
       }
       if (removed_[pair.earlier]) continue;
       clusters_.unite(later, pair.earlier);
+      joined_[later] = joined_[pair.earlier] = true;
       // Of equal similarities the earliest kept document is the evidence, and it came first.
       if (pair.jaccard > best.jaccard) best = {later, pair.earlier, pair.jaccard};
     }

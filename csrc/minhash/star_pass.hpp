@@ -20,10 +20,11 @@ struct PassRemoval {
   double jaccard;
 };
 
-// Memory: 8 bytes and one bit a document, whatever the number of pairs.
+// Memory: 8 bytes and two bits a document, whatever the number of pairs.
 class StarPass {
  public:
-  explicit StarPass(uint64_t num_documents) : clusters_(num_documents), removed_(num_documents, false) {}
+  explicit StarPass(uint64_t num_documents)
+      : clusters_(num_documents), removed_(num_documents, false), joined_(num_documents, false) {}
 
   // Takes pairs sorted by (later, earlier), after those of all earlier calls; a document's pairs come in one call.
   // Returns the removals they decide. Throws std::invalid_argument for pairs out of order or range.
@@ -31,11 +32,13 @@ class StarPass {
 
   // The smallest document of the cluster of `document`: those that pairs (removed, kept) join.
   uint64_t cluster(uint64_t document) { return clusters_.find(document); }
+  // Whether a cluster has others beside `document`.
+  bool joined(uint64_t document) const { return joined_[document]; }
   uint64_t num_documents() const { return removed_.size(); }
 
  private:
   UnionFind clusters_;
-  std::vector<bool> removed_;
+  std::vector<bool> removed_, joined_;
   uint64_t next_ = 0;  // the first document whose pairs may still come
 };
 

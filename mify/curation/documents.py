@@ -2,6 +2,7 @@
 
 `documents`: Parquet (zstd), rows sorted by id, one column per field of `Document`.
 `rejected`: the same columns, then the stage, the reason and the evidence (JSON) for which each was dropped.
+`clusters`: of every document in a group of near-duplicates its id and that of the group's first document.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mify.files import atomic_file
 
 FORMAT = "documents"
 REJECTED_FORMAT = "rejected-documents"
+CLUSTERS_FORMAT = "document-clusters"
 VERSION = "1"
 DOMAINS = ("code", "text", "math")
 FIELDS = ("id", "text_sha256", "text", "domain", "language", "license", "source", "repo", "path")
@@ -136,6 +138,12 @@ def read_rejected(path: Location | os.PathLike[str]) -> Iterator[Rejected]:
         yield Rejected(Document(*values[: len(FIELDS)]), *values[len(FIELDS) :])
 
 
+def read_clusters(path: Location | os.PathLike[str]) -> Iterator[tuple[str, str]]:
+    """(id, id of the first document of its cluster) in the order of the ids. Errors as `read_documents`."""
+    for values in _read(path, CLUSTERS_FORMAT, COLUMNS[CLUSTERS_FORMAT]):
+        yield values[0], values[1]
+
+
 def file_format(path: Location | os.PathLike[str]) -> str:
     """The `mify.format` of a Parquet file, "" where it has none. Raises `MifyError` for what is not Parquet."""
     with _parquet(path) as file:
@@ -154,7 +162,7 @@ def _rejected_row(item: Rejected) -> tuple[str, ...]:
 def _write(path: str | os.PathLike[str], name: str, rows: Sequence[tuple[str, ...]]) -> None:
     import pyarrow as pa
 
-    fields = _COLUMNS[name]
+    fields = COLUMNS[name]
     with atomic_file(path) as temporary, SortedWriter(temporary, name, len(rows)) as writer:
         for start in range(0, len(rows), 1024):
             columns = zip(*rows[start : start + 1024], strict=True)
@@ -162,10 +170,10 @@ def _write(path: str | os.PathLike[str], name: str, rows: Sequence[tuple[str, ..
 
 
 # Columns with few distinct values. Ids, hashes, texts and paths are written plain.
-_DICTIONARY = ("domain", "language", "license", "source", "repo")
+_DICTIONARY = ("domain", "language", "license", "source", "repo", "cluster")
 
 
-_COLUMNS = {FORMAT: FIELDS, REJECTED_FORMAT: REJECTED_FIELDS}
+COLUMNS = {FORMAT: FIELDS, REJECTED_FORMAT: REJECTED_FIELDS, CLUSTERS_FORMAT: ("id", "cluster")}
 
 
 class SortedWriter:
@@ -185,15 +193,18 @@ class SortedWriter:
 
         self._num_rows = num_rows
         self._schema = pa.schema(
-            [pa.field(field, pa.string(), nullable=False) for field in _COLUMNS[name]],
+            [pa.field(field, pa.string(), nullable=False) for field in COLUMNS[name]],
             # Parquet checks its pages by CRC but not its footer: the number of rows stands twice.
             metadata={"mify.format": name, "mify.version": VERSION, "mify.rows": str(num_rows)},
         )
         self._writer = pq.ParquetWriter(
-            path, self._schema, compression="zstd", use_dictionary=list(_DICTIONARY), write_page_checksum=True
+            path, self._schema, compression="zstd", use_dictionary=self._dictionary(), write_page_checksum=True
         )
         self._pending: list[Any] = []
         self._pending_rows = self._pending_bytes = self._written = 0
+
+    def _dictionary(self) -> list[str]:
+        return [name for name in _DICTIONARY if name in self._schema.names]
 
     def __enter__(self) -> SortedWriter:
         return self
@@ -210,7 +221,8 @@ class SortedWriter:
         import pyarrow.compute as pc
 
         start = 0
-        for index, size in enumerate(pc.binary_length(table.column("text")).to_pylist()):
+        column = "text" if "text" in table.column_names else "id"
+        for index, size in enumerate(pc.binary_length(table.column(column)).to_pylist()):
             full = self._pending_bytes + size > ROW_GROUP_BYTES or self._pending_rows >= ROW_GROUP_ROWS
             if full and self._pending_rows:
                 self._pending.append(table.slice(start, index - start))

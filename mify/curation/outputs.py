@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, cast
 
-from mify.curation.documents import FORMAT, REJECTED_FORMAT, SortedWriter
+from mify.curation.documents import SortedWriter
 from mify.errors import MifyError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def output_options(format: str, files: int) -> OutputOptions:
     return OutputOptions(format, files)
 
 
-_OURS = re.compile(r"(documents|held_out|rejected)(-\d{5}-of-\d{5})?\.(parquet|jsonl|jsonl\.gz|jsonl\.zst)")
+_OURS = re.compile(r"(documents|held_out|rejected|clusters)(-\d{5}-of-\d{5})?\.(parquet|jsonl|jsonl\.gz|jsonl\.zst)")
 
 
 def is_output(name: str) -> bool:
@@ -71,12 +71,10 @@ class TableWriter(Protocol):
 
 
 @contextmanager
-def open_writer(
-    path: Path, form: OutputFormat, kind: Literal["documents", "rejected"], num_rows: int
-) -> Iterator[TableWriter]:
-    """A writer to `path`; tables have the columns of the kind, sorted as `write_documents`, `write_rejected` do."""
+def open_writer(path: Path, form: OutputFormat, stored: str, num_rows: int) -> Iterator[TableWriter]:
+    """A writer to `path` of tables with the columns of the format `stored` (`documents.COLUMNS`), sorted by id."""
     if form == "parquet":
-        with SortedWriter(path, FORMAT if kind == "documents" else REJECTED_FORMAT, num_rows) as writer:
+        with SortedWriter(path, stored, num_rows) as writer:
             yield writer
     else:
         with path.open("wb") as raw, _packed(raw, form) as file:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from mify.curation import syntax
 from mify.curation.config import CurationConfig, check_ranges
+from mify.curation.decontamination import Benchmark, NgramIndex, load_benchmark
 from mify.curation.documents import Document, Rejected
 from mify.curation.engines import Engine, LocalEngine, Outcome
 from mify.curation.extras import require, versions
@@ -110,8 +111,8 @@ def curate(
     work: Path | None = None,
     resume: bool = False,
 ) -> CurationReport:
-    """Curates `documents` into the folder `out`: documents.parquet, held_out.parquet (where there is one),
-    rejected.parquet, report.html, and last report.json: where it stands, the others are whole.
+    """Curates `documents` into the folder `out`: documents.parquet, held_out.parquet and clusters.parquet (where there
+    are any), rejected.parquet, report.html, and last report.json: where it stands, the others are whole.
 
     Args:
         documents: for training; what a reader rejected may stand among them, and is counted. Or files, which the
@@ -138,11 +139,14 @@ def curate(
     check_ranges(config)
     require("syntax.tree_sitter", config.syntax.tree_sitter, syntax.modules(config.syntax))
     require("personal_data.detect_secrets", config.personal_data.detect_secrets, ("detect_secrets",))
+    # Loaded before anything is read: a missing file shall not end a run of hours.
+    benchmarks = [load_benchmark(name) for name in config.decontamination.benchmarks]
     out = out if isinstance(out, str) and is_url(out) else Path(out)
     if not dry_run:
         check_folder(out)
     plan = {
         "config": to_plain(config),
+        "benchmarks": {benchmark.name: benchmark.sha256 for benchmark in benchmarks},
         "inputs": "documents of the calling program",
         "shards": asdict(shards),
         "output": asdict(output),
@@ -164,7 +168,7 @@ def curate(
             if not run.num_in:
                 raise MifyError("there are no documents to curate", "check the paths: every one was empty")
             run.process()
-            report = _report(run, config)
+            report = _report(run, config, benchmarks)
             if collection is not None:
                 report["collection"] = dict(collection)
             if not dry_run:
@@ -223,18 +227,20 @@ def check_folder(out: Location) -> None:
     """Raises `MifyError` where `out` is a file, or a folder with files that no curation wrote."""
     for name in names_in(out):
         known = name in (REPORT, PAGE) or is_output(name)
-        if not known and not name.startswith((".documents.", ".held_out.", ".rejected.", ".report.")):
+        if not known and not name.startswith((".documents.", ".held_out.", ".rejected.", ".clusters.", ".report.")):
             raise MifyError(f"the folder {out} holds other files ({name})", "give a new or empty folder with --out")
 
 
-def _report(run: ShardedRun, config: CurationConfig) -> dict[str, Any]:
+def _report(run: ShardedRun, config: CurationConfig, benchmarks: list[Benchmark]) -> dict[str, Any]:
     """The whole report, after its totals were checked against what came in."""
     settings = to_plain(config)
     tally = Tally(row for folder in run.decided.folders for row in read_tally(folder))
     findings = Findings()
     for folder in run.decided.folders:
         findings.merge(read_findings(folder))
-    train, benchmarks = tally.kept(held_out=False).composition(), _benchmarks(config)
+    train = tally.kept(held_out=False).composition()
+    # What is looked for; {} where nothing is.
+    indexed = NgramIndex(benchmarks, ngram=config.decontamination.ngram).report() if benchmarks else {}
     available = {domain: train["domains"].get(domain, {"bytes": 0})["bytes"] for domain in settings["mixture"]}
     report = {
         "format": REPORT_FORMAT,
@@ -247,7 +253,7 @@ def _report(run: ShardedRun, config: CurationConfig) -> dict[str, Any]:
         "redactions": run.redactions,
         "tools": _tools(config, tally.kept()),
         "quality_rules": findings.rules(),
-        "decontamination": benchmarks and {**benchmarks, "matches": findings.matches()},
+        "decontamination": indexed and {**indexed, "matches": findings.matches()},
         "near_duplicates": run.near,
         "mixture": mixture(available, settings["mixture"]),
     }
@@ -255,22 +261,13 @@ def _report(run: ShardedRun, config: CurationConfig) -> dict[str, Any]:
     return report
 
 
-def _benchmarks(config: CurationConfig) -> dict[str, Any]:
-    """What is looked for; {} where nothing is."""
-    rules = config.decontamination
-    if not rules.benchmarks:
-        return {}
-    from mify.curation.decontamination import NgramIndex, load_benchmark
-
-    return NgramIndex([load_benchmark(name) for name in rules.benchmarks], ngram=rules.ngram).report()
-
-
 def _write(run: ShardedRun, out: Location, output: OutputOptions, report: dict[str, Any]) -> None:
     """Writes the files; the old report goes first and the new one comes last."""
     started = time.monotonic()
     names = {kind: output.names(kind) for kind in ("documents", "rejected")}
-    if run.decided.total("held_out"):
-        names["held_out"] = output.names("held_out")
+    for kind, count in (("held_out", "held_out"), ("clusters", "grouped")):
+        if run.decided.total(count):
+            names[kind] = output.names(kind)
     step = run.write([(kind, names[kind]) for kind in sorted(names)], output.format)
     prepare(out)
     remove(join(out, REPORT))

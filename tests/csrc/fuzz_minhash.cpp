@@ -242,6 +242,7 @@ void fuzz_runs(std::span<const std::string_view> views, const SignatureConfig& c
   }
   for (size_t i = 0; i < views.size(); ++i) {
     require(pass.cluster(i) == static_cast<uint64_t>(expected.cluster_ids[i]), "the same clusters");
+    require(pass.joined(pass.cluster(i)) || pass.cluster(i) == i, "a cluster of several is joined");
   }
 }
 

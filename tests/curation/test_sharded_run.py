@@ -19,7 +19,7 @@ import reference_minhash as reference
 from sharded_corpus import OPEN, families, make, mixed
 
 from mify.curation.config import NearDuplicateRules
-from mify.curation.documents import Document, read_documents, read_rejected
+from mify.curation.documents import Document, read_clusters, read_documents, read_rejected
 from mify.curation.engines import LocalEngine, Outcome, Task
 from mify.curation.outputs import OutputOptions
 from mify.curation.pipeline import curate
@@ -51,7 +51,7 @@ def test_the_removed_documents_are_those_of_the_greedy_star_over_all_pairs(tmp_p
     for document, _ in sorted(everything, key=lambda pair: (pair[1], pair[0].id)):
         first.setdefault(document.text, document.id)
     left = [(document, side) for document, side in everything if first[document.text] == document.id]
-    expected, _ = reference.star([side + document.id for document, side in left], [d.text for d, _ in left], 0.7)
+    expected, clusters = reference.star([side + document.id for document, side in left], [d.text for d, _ in left], 0.7)
     near = {left[index][0].id: (left[kept][0].id, round(jaccard, 6)) for index, (kept, jaccard) in expected.items()}
     exact = {document.id: first[document.text] for document, _ in everything if first[document.text] != document.id}
     assert len(near) > 50
@@ -64,6 +64,12 @@ def test_the_removed_documents_are_those_of_the_greedy_star_over_all_pairs(tmp_p
         else:
             found_exact[item.document.id] = evidence["kept"]
     assert found_near == near
+    grouped = {
+        document.id: left[cluster][0].id
+        for (document, _), cluster in zip(left, clusters, strict=True)
+        if clusters.count(cluster) > 1
+    }
+    assert dict(read_clusters(tmp_path / "out" / "clusters.parquet")) == grouped
     assert found_exact == exact
 
 
@@ -72,7 +78,8 @@ def test_the_same_bytes_for_any_cut_and_any_number_of_workers(tmp_path: Path, mo
     documents, held_out = mixed()
     curate(documents, tmp_path / "first", OPEN, held_out=held_out)
     first = contents(tmp_path / "first")
-    assert sorted(first) == ["documents.parquet", "held_out.parquet", "rejected.parquet", "report.html", "report.json"]
+    parquet = [f"{name}.parquet" for name in ("clusters", "documents", "held_out", "rejected")]
+    assert sorted(first) == [*parquet, "report.html", "report.json"]
     for workers, shards in (
         (1, ShardOptions(partitions=5, entries_per_task=100)),
         (3, ShardOptions(partitions=3, entries_per_task=1000)),
@@ -188,7 +195,7 @@ def test_output_files_and_formats_hold_the_same_rows(tmp_path: Path) -> None:
         OutputOptions("jsonl"),
     ):
         curate(documents, out, OPEN, held_out=held_out, output=options, shards=ShardOptions(partitions=4))
-        names = [name for kind in ("documents", "held_out", "rejected") for name in options.names(kind)]
+        names = [name for kind in ("clusters", "documents", "held_out", "rejected") for name in options.names(kind)]
         # What the formats before left is gone.
         assert sorted(contents(out)) == sorted([*names, "report.html", "report.json"])
         found: list[Document] = []

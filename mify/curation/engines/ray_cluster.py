@@ -6,6 +6,7 @@ All nodes must have mify installed, and see the work folder and the inputs under
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +40,11 @@ class RayEngine:
         self._ray = ray
         self._owned = not ray.is_initialized()
         if self._owned:
+            _reach(address)
             try:
-                ray.init(address=address, log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
+                ray.init(address=address, log_to_driver=False, include_dashboard=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                first = str(error).partition("\n")[0]
-                raise MifyError(
-                    f"there is no Ray cluster at {address or 'the address in RAY_ADDRESS'} ({first})",
-                    "start one with `ray start --head`, or leave the address out for one on this machine",
-                ) from None
+                raise _no_cluster(address, str(error).partition("\n")[0]) from None
         cpus = int(ray.cluster_resources().get("CPU", 1))
         self.num_workers = num_workers or 2 * cpus
         self.lost_workers = 0
@@ -88,3 +86,21 @@ class RayEngine:
                 "give the nodes more memory or smaller shards, and go on with --resume",
             ) from None
         return outcome
+
+
+def _reach(address: str | None) -> None:
+    """Ray tries for minutes where nobody listens; this says so at once."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise _no_cluster(address, str(error)) from None
+
+
+def _no_cluster(address: str | None, why: str) -> MifyError:
+    return MifyError(
+        f"there is no Ray cluster at {address or 'the address in RAY_ADDRESS'} ({why})",
+        "start one with `ray start --head`, or leave the address out for one on this machine",
+    )

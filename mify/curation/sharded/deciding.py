@@ -26,12 +26,13 @@ from mify.curation.sharded.partitions import (
     rows_of,
     slices_of,
 )
-from mify.curation.sharded.records import REJECTION, SCHEMA, open_table, write_table
-from mify.curation.sharded.starring import REMOVED
+from mify.curation.sharded.records import REJECTION, SCHEMA, open_table, read_entries, write_table
+from mify.curation.sharded.starring import CLUSTER, CLUSTERS, REMOVAL, REMOVED
 from mify.curation.stages import DECONTAMINATION, QUALITY, Rejection
 from mify.files import read_json, write_json
 
-KEPT, REJECTED, TALLY, FINDINGS = "kept.npy", "rejected.arrow", "tally.arrow", "findings.json"
+KEPT, REJECTED, GROUPED = "kept.npy", "rejected.arrow", "grouped.arrow"
+TALLY, FINDINGS = "tally.arrow", "findings.json"
 
 # What documents are counted by; null stage and reason: kept.
 GROUP = ("held_out", "source", "repo", "domain", "language", "license", "stage", "reason")
@@ -40,7 +41,7 @@ GROUP = ("held_out", "source", "repo", "domain", "language", "license", "stage",
 def decide(
     folder: Path, *, partition: int, gathered: Sequence[str], exact: Sequence[str], star: str | None
 ) -> dict[str, Any]:
-    """Task: the rows that a partition keeps, all its rejected records, and its tally.
+    """Task: the rows that a partition keeps, all its rejected records, its clusters, and its tally.
 
     Args:
         gathered: the folders of all partitions.
@@ -76,6 +77,10 @@ def decide(
         findings.add(Rejected(document, *(row[name] for name in REJECTION)))
     write_json(folder / FINDINGS, findings.state())
 
+    grouped = _clusters(partition, gathered, star)
+    with pa.ipc.new_file(str(folder / GROUPED), grouped.schema) as writer:
+        writer.write_table(grouped)
+
     stayed = _counted(alive.take(pa.array(kept)))
     with pa.ipc.new_file(str(folder / TALLY), stayed.schema) as writer:
         writer.write_table(pa.concat_tables([stayed, _counted(gone)]).combine_chunks())
@@ -84,6 +89,7 @@ def decide(
         "held_out": int(np.count_nonzero(held_out)),
         "documents": int(np.count_nonzero(~held_out)),
         "rejected": gone.num_rows,
+        "grouped": grouped.num_rows,
     }
 
 
@@ -124,9 +130,9 @@ def _duplicates(
 ) -> Iterator[tuple[int, tuple[str, str, str]]]:
     """(row, (stage, reason, evidence)) of a partition's exact and near duplicates."""
     losers = losers_of(partition, exact)
-    near: NDArray[Any] = np.empty(0, [("removed", "<u8"), ("kept", "<u8"), ("jaccard", "<f8")])
+    near: NDArray[Any] = np.empty(0, REMOVAL)
     if star is not None:
-        removed = np.load(Path(star) / REMOVED, mmap_mode="r")
+        removed = read_entries(Path(star) / REMOVED, REMOVAL)
         near = np.concatenate([removed[part] for part in slices_of(removed, "removed", partition)])
     names = _names(np.concatenate([losers["kept"], near["kept"]]), gathered)
     for row, held_out, kept in zip(
@@ -141,6 +147,19 @@ def _duplicates(
         strict=True,
     ):
         yield int(row), _record(near_duplicate(names[kept], bool(held_out), jaccard))
+
+
+def _clusters(partition: int, gathered: Sequence[str], star: str | None) -> pa.Table:
+    """(id, cluster) of a partition's documents that are not alone in their cluster, by id."""
+    found: NDArray[Any] = np.empty(0, CLUSTER)
+    if star is not None:
+        entries = read_entries(Path(star) / CLUSTERS, CLUSTER)
+        found = np.concatenate([entries[part] for part in slices_of(entries, "document", partition)])
+        found = found[np.argsort(rows_of(found["document"]))]
+    names = _names(found["cluster"], gathered)
+    ids = read_column(gathered[partition], "id").take(pa.array(rows_of(found["document"])))
+    clusters = pa.array([names[code].id for code in found["cluster"].tolist()], pa.string())
+    return pa.table({"id": ids.combine_chunks(), "cluster": clusters})
 
 
 def _record(why: Rejection) -> tuple[str, str, str]:

@@ -131,6 +131,13 @@ def read_chunks(folder: Path, partition: int, num_partitions: int) -> Iterator[p
                 yield pa.ipc.read_record_batch(codec.decompress(packed, size), SCHEMA)
 
 
+def read_entries(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """What was written with `tofile`, memory-mapped."""
+    if not path.stat().st_size:
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, mode="r")
+
+
 def write_table(path: Path, table: pa.Table, *, compressed: bool) -> None:
     """Writes a table in batches of about `BATCH_BYTES` of text."""
     options = pa.ipc.IpcWriteOptions(compression="zstd" if compressed else None)

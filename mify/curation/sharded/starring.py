@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from mify._core import minhash as core
 from mify.curation.held_out import keyed_hash
 from mify.curation.sharded.pairing import CAPPED, VERIFIED, Comparer, members
-from mify.curation.sharded.partitions import is_held_out, partitions_of, slices_of
+from mify.curation.sharded.partitions import is_held_out, lower_bound, partitions_of, slices_of
+from mify.curation.sharded.records import read_entries
 from mify.curation.sharded.signing import SURVIVORS
 
-REMOVED, CLUSTERS = "removed.npy", "clusters.npy"
+REMOVED, CLUSTERS = "removed.bin", "clusters.bin"
 REMOVAL = np.dtype([("removed", "<u8"), ("kept", "<u8"), ("jaccard", "<f8")])
 CLUSTER = np.dtype([("document", "<u8"), ("cluster", "<u8")])
 
 # Pairs that capped buckets did not compare, drawn to estimate what that lost.
 _SAMPLED_PAIRS = 1000
-# Documents whose clusters are written at once.
+# Documents whose clusters are looked up at once.
 _BLOCK = 1 << 20
 
 
@@ -49,20 +50,28 @@ def star(
     """
     numbering = _Numbering(counts, signed)
     decider = core.StarPass(numbering.total)
-    removals = []
-    for pairs in _in_order(verified):
-        later, earlier = numbering.numbers(pairs["later"]), numbering.numbers(pairs["earlier"])
-        numbers = decider.add(later, earlier, np.ascontiguousarray(pairs["jaccard"]))
-        found = np.empty(len(numbers[0]), REMOVAL)
-        found["removed"], found["kept"] = numbering.codes(numbers[0]), numbering.codes(numbers[1])
-        found["jaccard"] = numbers[2]
-        removals.append(found)
-    removed = np.concatenate(removals) if removals else np.empty(0, REMOVAL)
-    np.save(folder / REMOVED, removed)
-    grouped = _write_clusters(folder / CLUSTERS, numbering, decider)
+    removals = 0
+    with (folder / REMOVED).open("wb") as file:
+        for pairs in _in_order(verified):
+            later, earlier = numbering.numbers(pairs["later"]), numbering.numbers(pairs["earlier"])
+            removed, kept, jaccard = decider.add(later, earlier, np.ascontiguousarray(pairs["jaccard"]))
+            found = np.empty(len(removed), REMOVAL)
+            found["removed"], found["kept"] = numbering.codes(removed), numbering.codes(kept)
+            found["jaccard"] = jaccard
+            found.tofile(file)
+            removals += len(found)
+    grouped = 0
+    with (folder / CLUSTERS).open("wb") as file:
+        for first, last in numbering.blocks():
+            documents, clusters = decider.clusters(first, last)
+            found = np.empty(len(documents), CLUSTER)
+            found["document"], found["cluster"] = numbering.codes(documents), numbering.codes(clusters)
+            found.tofile(file)
+            grouped += len(found)
     comparer = Comparer(signature, similarity, gathered, signed)
-    loss = _measure_loss(paired, signed, bucket_cap, removed["removed"], comparer, int(signature["seed"]))
-    return {"removed": len(removed), "documents_in_clusters": grouped, **loss}
+    gone = read_entries(folder / REMOVED, REMOVAL)
+    loss = _measure_loss(paired, signed, bucket_cap, gone, comparer, int(signature["seed"]))
+    return {"removed": removals, "documents_in_clusters": grouped, **loss}
 
 
 class _Numbering:
@@ -89,15 +98,10 @@ class _Numbering:
             out[chosen] = np.where(held, self._first[0][home] + places, train)
         return out
 
-    def blocks(self) -> Iterator[tuple[int, NDArray[np.uint64]]]:
-        """(first number, codes) of consecutive survivors."""
-        for side in (0, 1):
-            for home, folder in enumerate(self._signed):
-                survivors = np.load(Path(folder) / SURVIVORS, mmap_mode="r")
-                held = int(self._held_out[home])
-                mine = survivors[:held] if side == 0 else survivors[held:]
-                for begin in range(0, len(mine), _BLOCK):
-                    yield int(self._first[side][home]) + begin, np.array(mine[begin : begin + _BLOCK])
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """[first, last) of consecutive numbers."""
+        for first in range(0, self.total, _BLOCK):
+            yield first, min(first + _BLOCK, self.total)
 
     def codes(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """The codes of some numbers."""
@@ -125,32 +129,11 @@ def _in_order(verified: Sequence[str]) -> Iterator[NDArray[Any]]:
                 yield np.array(part)
 
 
-def _write_clusters(path: Path, numbering: _Numbering, decider: core.StarPass) -> int:
-    """Writes (document, first document of its cluster) where a cluster has more than one; returns how many those are.
-
-    A cluster's first document is written with its own: so clusters can be read off without the rest.
-    """
-    written: list[NDArray[Any]] = []
-    for first, codes in numbering.blocks():
-        clusters = decider.clusters(first, first + len(codes))
-        joined = np.flatnonzero(clusters != np.arange(first, first + len(codes), dtype=np.uint64))
-        found = np.empty(len(joined), CLUSTER)
-        found["document"], found["cluster"] = codes[joined], numbering.codes(clusters[joined])
-        written.append(found)
-    joined_all = np.concatenate(written) if written else np.empty(0, CLUSTER)
-    heads = np.unique(joined_all["cluster"])
-    whole = np.empty(len(joined_all) + len(heads), CLUSTER)
-    whole[: len(joined_all)] = joined_all
-    whole["document"][len(joined_all) :] = whole["cluster"][len(joined_all) :] = heads
-    np.save(path, whole[np.argsort(whole["document"])])
-    return len(whole)
-
-
 def _measure_loss(
     paired: Sequence[str],
     signed: Sequence[str],
     bucket_cap: int,
-    removed: NDArray[np.uint64],
+    removed: NDArray[Any],
     comparer: Comparer,
     seed: int,
 ) -> dict[str, Any]:
@@ -181,7 +164,7 @@ def _measure_loss(
         later.append(int(found[1][y]))
         earlier.append(int(found[1][rest - y * (y - 1) // 2]))
     pairs = np.array([later, earlier], np.uint64)
-    stayed = ~np.isin(pairs, removed).any(axis=0)
+    stayed = np.array([not any(_is_in(removed, code) for code in pair) for pair in pairs.T], bool)
     lost = 0
     homes = partitions_of(pairs[0])
     for home in np.unique(homes[stayed]).tolist():
@@ -193,3 +176,8 @@ def _measure_loss(
         "skipped_pairs_sampled": draws,
         "skipped_pairs_sampled_lost": lost,
     }
+
+
+def _is_in(removed: NDArray[Any], code: np.uint64) -> bool:
+    place = lower_bound(removed, "removed", code)
+    return place < len(removed) and removed[place]["removed"] == code

@@ -10,11 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mify.curation.documents import FIELDS, REJECTED_FIELDS
+from mify.curation.documents import CLUSTERS_FORMAT, COLUMNS, FORMAT, REJECTED_FORMAT
 from mify.curation.outputs import OutputFormat, open_writer
-from mify.curation.sharded.deciding import KEPT, REJECTED
+from mify.curation.sharded.deciding import GROUPED, KEPT, REJECTED
 from mify.curation.sharded.partitions import ALIVE
-from mify.curation.sharded.records import open_table, partition_of
+from mify.curation.sharded.records import batches, open_table, partition_of
+
+# The format of each kind of output that does not hold documents.
+STORED = {"rejected": REJECTED_FORMAT, "clusters": CLUSTERS_FORMAT}
 
 
 def write(
@@ -31,13 +34,13 @@ def write(
     """Task: one output file.
 
     Args:
-        kind: "documents", "held_out" or "rejected".
+        kind: "documents", "held_out", "rejected" or "clusters".
         name: of the file.
         form: its format.
         part, num_parts: which of so many equal ranges of ids.
         gathered, decided: the folders of all partitions.
     """
-    tables = _rejected if kind == "rejected" else _kept
+    tables = {"rejected": _rejected, "clusters": _grouped}.get(kind, _kept)
     overlapping = [
         home
         for home in range(len(gathered))
@@ -53,9 +56,10 @@ def write(
                 if batch.num_rows:
                     yield batch.select(list(columns))
 
-    fields = REJECTED_FIELDS if kind == "rejected" else FIELDS
+    stored = STORED.get(kind, FORMAT)
+    fields = COLUMNS[stored]
     rows = sum(batch.num_rows for batch in selected(["id"]))
-    with open_writer(folder / name, form, "rejected" if kind == "rejected" else "documents", rows) as writer:
+    with open_writer(folder / name, form, stored, rows) as writer:
         for batch in selected(fields):
             writer.add(pa.Table.from_batches([batch]))
     return {"rows": rows}
@@ -76,8 +80,11 @@ def _kept(gathered: str, decided: str, held_out: bool) -> Iterator[pa.RecordBatc
         yield batch.filter(pa.array(chosen))
 
 
+def _grouped(gathered: str, decided: str, held_out: bool) -> Iterator[pa.RecordBatch]:
+    """The clusters of a partition's documents."""
+    return batches(Path(decided) / GROUPED)
+
+
 def _rejected(gathered: str, decided: str, held_out: bool) -> Iterator[pa.RecordBatch]:
     """What a partition rejects, on both sides, batch by batch."""
-    reader = open_table(Path(decided) / REJECTED)
-    for index in range(reader.num_record_batches):
-        yield reader.get_batch(index)
+    return batches(Path(decided) / REJECTED)
