@@ -10,31 +10,12 @@
 #include <tuple>
 
 #include "packing/pre_tokenizer.hpp"
+#include "packing/word_key.hpp"
 
 namespace mify {
 namespace {
 
-constexpr uint64_t kOdd = 0x9E3779B97F4A7C15;
 constexpr size_t kShortWord = 64;
-
-constexpr size_t kInlineWord = 8;
-
-// The `size` (at most eight) bytes at `from` as a number.
-uint64_t load(const char* from, size_t size) {
-  uint64_t bytes = 0;
-  if (size == 8) {
-    std::memcpy(&bytes, from, 8);
-  } else if (size >= 4) {
-    uint32_t low, high;
-    std::memcpy(&low, from, 4);
-    std::memcpy(&high, from + size - 4, 4);
-    bytes = low | uint64_t{high} << (8 * (size - 4));
-  } else if (size > 0) {
-    const auto byte = [from](size_t at) { return uint64_t{static_cast<uint8_t>(from[at])}; };
-    bytes = byte(0) | byte(size / 2) << (8 * (size / 2)) | byte(size - 1) << (8 * (size - 1));
-  }
-  return bytes;
-}
 
 constexpr size_t kWordsAhead = 32;
 
@@ -111,18 +92,11 @@ const Bpe::Merge* Bpe::find_merge(uint32_t left, uint32_t right) const {
 }
 
 uint64_t Bpe::key_of(std::string_view word) {
-  if (word.size() <= kInlineWord) return load(word.data(), word.size());
-  uint64_t hash = 0;
-  for (size_t at = 0; at + 8 < word.size(); at += 8) {
-    hash = (hash ^ load(word.data() + at, 8)) * kOdd;
-    hash ^= hash >> 32;
-  }
-  hash = (hash ^ load(word.data() + word.size() - 8, 8)) * kOdd;
-  return hash ^ hash >> 29;
+  return word_key(word);
 }
 
 size_t Bpe::slot_of(uint64_t key, size_t size) const {
-  return (key + size * 0xD6E8FEB86659FD93) * kOdd >> word_shift_;
+  return word_slot(key, size, word_shift_);
 }
 
 uint32_t Bpe::find_word(std::string_view word, uint64_t key) const {

@@ -6,7 +6,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 namespace mify {
@@ -16,17 +15,27 @@ class WordCounts {
  public:
   void add(std::string_view text);
   void add(const WordCounts& other);
-  size_t size() const { return counts_.size(); }
+  size_t size() const { return used_; }
 
-  struct Hash {
-    using is_transparent = void;
-    size_t operator()(std::string_view word) const { return std::hash<std::string_view>{}(word); }
+  struct Word {
+    std::string_view bytes;
+    uint64_t count;
   };
-  using Map = std::unordered_map<std::string, uint64_t, Hash, std::equal_to<>>;
-  const Map& counts() const { return counts_; }
+  // Sorted, so that nothing depends on who counted what.
+  std::vector<Word> sorted() const;
 
  private:
-  Map counts_;
+  struct Entry {  // size 0: free
+    uint64_t key = 0, count = 0, at = 0, size = 0;
+  };
+  std::string_view bytes(const Entry& entry) const { return {bytes_.data() + entry.at, entry.size}; }
+  void count(std::string_view word, uint64_t key, uint64_t times);
+  void grow();
+
+  std::vector<Entry> table_;  // open addressing
+  std::string bytes_;
+  size_t used_ = 0;
+  int shift_ = 64;
 };
 
 struct TrainedBpe {
