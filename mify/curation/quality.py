@@ -67,6 +67,7 @@ class OpenCoderPythonRules:
 
     enabled: bool = True
     min_lines: int = 10
+    max_lines: int = 100_000
     min_words: int = 30
     min_mean_line_length: float = 5.0
     max_digit_fraction: float = 0.2
@@ -278,6 +279,7 @@ _WORDS = re.compile(r"\w+")
 def _opencoder_python(counts: _Counts, rules: OpenCoderPythonRules) -> Iterator[Finding]:
     text, size = counts.text, counts.size
     yield _at_least("opencoder_python/min_lines", len(counts.lines), rules.min_lines)
+    yield _at_most("opencoder_python/max_lines", len(counts.lines), rules.max_lines)
     # Counting all words of a long file is needless: 30 words fit in any 4,096 characters that are not blank.
     words = len(_WORDS.findall(text, 0, 4096))
     if words < rules.min_words:

@@ -23,6 +23,7 @@ from mify.curation.quality import (
     content_problem,
     generated_marker,
     quality_finding,
+    quality_findings,
     syntax_problem,
 )
 
@@ -302,3 +303,25 @@ def test_content_that_contradicts_its_name() -> None:
 def test_alphabetic_counts_unicode_letters() -> None:
     assert re.fullmatch(r"\w+", "ΑΒΓ")
     assert quality._Counts("ΑΒΓ1").alphabetic == 0.75
+
+
+def test_opencoder_bounds_the_lines_by_itself() -> None:
+    long = "\n".join(f"value_{i} = compute(first, second)" for i in range(100_001))
+    alone = replace(RULES, starcoder2=StarCoder2Rules(enabled=False), opencoder_python=OpenCoderPythonRules())
+    assert rule(long, rules=alone) == "opencoder_python/max_lines"
+    assert rule(long[: len(long) // 2], rules=alone) != "opencoder_python/max_lines"
+
+
+def test_every_rule_of_a_document_is_told_in_order() -> None:
+    findings = list(quality_findings(GOOD, "python", RULES))
+    assert all(finding.passed for finding in findings)
+    names = [finding.rule for finding in findings]
+    assert names[0] == "starcoder2/max_lines"
+    assert names[-1] == "opencoder_python/must_parse"
+    assert len(names) == len(set(names)) >= 18
+    broken = list(quality_findings("import os\nimport re\n", "python", RULES))
+    failed = [finding.rule for finding in broken if not finding.passed]
+    assert failed[0] == rule("import os\nimport re\n") == "opencoder_python/min_lines"
+    assert {"opencoder_python/min_words", "opencoder_python/max_import_fraction"} <= set(failed)
+    lines = next(finding for finding in broken if finding.rule == "opencoder_python/min_lines")
+    assert (lines.value, lines.limit) == (2, 10)
