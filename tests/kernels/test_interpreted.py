@@ -12,8 +12,26 @@ import pytest
 import torch
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU those tests run natively")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU those tests run natively"),
+]
+
+
+def interpret(file: str, *options: str) -> None:
+    """Runs a file of tests/kernels/interpreted in a process of its own."""
+    path = Path(__file__).parent / "interpreted" / file
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
 @pytest.mark.parametrize(
     "file",
     [
@@ -25,20 +43,9 @@ import torch
     ],
 )
 def test_interpreted(file: str) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            str(Path(__file__).parent / "interpreted" / file),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    interpret(file)
+
+
+@pytest.mark.slow
+def test_interpreted_at_random_shapes() -> None:
+    interpret("test_gqa_triton.py", "-m", "slow")
