@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU those tests run natively"),
