@@ -23,6 +23,7 @@ from mify.curation.sharded.partitions import (
     losers_of,
     partitions_of,
     read_column,
+    read_rows,
     rows_of,
     slices_of,
 )
@@ -157,7 +158,7 @@ def _clusters(partition: int, gathered: Sequence[str], star: str | None) -> pa.T
         found = np.concatenate([entries[part] for part in slices_of(entries, "document", partition)])
         found = found[np.argsort(rows_of(found["document"]))]
     names = _names(found["cluster"], gathered)
-    ids = read_column(gathered[partition], "id").take(pa.array(rows_of(found["document"])))
+    ids = read_rows(gathered[partition], "id", rows_of(found["document"]))
     clusters = pa.array([names[code].id for code in found["cluster"].tolist()], pa.string())
     return pa.table({"id": ids.combine_chunks(), "cluster": clusters})
 
@@ -174,8 +175,8 @@ def _names(codes: NDArray[np.uint64], gathered: Sequence[str]) -> dict[int, Kept
     homes = partitions_of(codes)
     for home in np.unique(homes).tolist():
         here = codes[homes == home]
-        rows = pa.array(rows_of(here))
-        columns = [read_column(gathered[home], name).take(rows).to_pylist() for name in ("id", "repo", "path")]
+        here = here[np.argsort(rows_of(here))]
+        columns = [read_rows(gathered[home], name, rows_of(here)).to_pylist() for name in ("id", "repo", "path")]
         for code, id, repo, path in zip(here, *columns, strict=True):
             found[int(code)] = Kept(id, repo, path, bool(is_held_out(code)))
     return found

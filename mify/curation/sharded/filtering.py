@@ -22,8 +22,10 @@ from mify.curation.stages import examine
 from mify.errors import MifyError
 from mify.typed_tree import build
 
-# Text in memory at once, some three times over.
-_FLUSH_BYTES = 4 * BATCH_BYTES
+# Text that a partition gets at once, where memory allows: readers of a partition want few, large pieces.
+_CHUNK_BYTES = 64 << 10
+# Text in memory at once, some three times over: at least, at most.
+_FLUSH_BYTES = (4 * BATCH_BYTES, 16 * BATCH_BYTES)
 
 
 def filter_shard(
@@ -40,6 +42,7 @@ def filter_shard(
     rules = _rules(json.dumps(config, sort_keys=True))
     index = _index(rules.decontamination.benchmarks, rules.decontamination.ngram)
     writer = ChunkWriter(folder, num_partitions)
+    flush_bytes = min(max(_FLUSH_BYTES[0], num_partitions * _CHUNK_BYTES), _FLUSH_BYTES[1])
     rows: list[Row] = []
     pending = documents = 0
     for row in read_raw(Path(raw) / shard_name(shard)):
@@ -47,7 +50,7 @@ def filter_shard(
         documents += 1
         pending += row["num_bytes"]
         rows.append(examined(row, rules, index))
-        if pending >= _FLUSH_BYTES:
+        if pending >= flush_bytes:
             writer.flush(batch_of(rows))
             rows, pending = [], 0
     if rows:

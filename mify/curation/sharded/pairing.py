@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mify._core import minhash as core
-from mify.curation.sharded.partitions import lower_bound, partitions_of, read_column, rows_of, slices_of
+from mify.curation.sharded.partitions import lower_bound, partitions_of, read_rows, rows_of, slices_of
 from mify.curation.sharded.signing import RUN, RUNS, SIGNATURES, SURVIVORS
 from mify.curation.signatures import SignatureConfig, as_texts, core_config
 
@@ -86,7 +86,7 @@ def members(signed: Sequence[str], band: int, key: int) -> NDArray[np.uint64]:
 
 
 class Comparer:
-    """Compares documents of partitions by their signatures and texts, one partition's files open at a time.
+    """Compares documents by their signatures and texts; of each partition only the documents at hand are read.
 
     Args:
         signature: the fields of a `SignatureConfig`.
@@ -114,11 +114,11 @@ class Comparer:
         computed = 0
         if not len(later):
             return jaccard, computed
-        mine = self._open(int(partitions_of(later[:1])[0]))
+        mine = self._open(int(partitions_of(later[:1])[0]), later)
         homes = partitions_of(earlier)
         for home in np.unique(homes).tolist():
             chosen = np.flatnonzero(homes == home)
-            theirs = self._open(home)
+            theirs = self._open(home, earlier[chosen])
             jaccard[chosen], count = core.similarities(
                 mine.texts,
                 mine.signatures,
@@ -133,23 +133,31 @@ class Comparer:
             computed += count
         return jaccard, computed
 
-    def _open(self, partition: int) -> _Side:
-        return _Side(self._gathered[partition], self._signed[partition], bool(self._similarity["verify"]))
+    def _open(self, partition: int, codes: NDArray[np.uint64]) -> _Side:
+        verify = bool(self._similarity["verify"])
+        return _Side(self._gathered[partition], self._signed[partition], np.unique(codes), verify)
 
 
 class _Side:
-    """The survivors of a partition: codes, signatures and texts, memory-mapped."""
+    """Some documents of a partition: their signatures, and their texts where those are compared.
 
-    def __init__(self, gathered: str, signed: str, verify: bool) -> None:
-        self._codes = np.load(Path(signed) / SURVIVORS, mmap_mode="r")
-        self.signatures = np.load(Path(signed) / SIGNATURES, mmap_mode="r")
+    Args:
+        codes: of the documents, ascending.
+    """
+
+    def __init__(self, gathered: str, signed: str, codes: NDArray[np.uint64], verify: bool) -> None:
+        self._codes = codes
+        survivors = np.load(Path(signed) / SURVIVORS, mmap_mode="r")
+        self.signatures = np.load(Path(signed) / SIGNATURES, mmap_mode="r")[np.searchsorted(survivors, codes)]
+        self.texts = as_texts([])
         if verify:
-            self.texts = as_texts(read_column(gathered, "text")).take(rows_of(np.asarray(self._codes)))
-        else:
-            self.texts = as_texts([])
+            # Rows ascend on each side of the split only.
+            rows = rows_of(codes)
+            order = np.argsort(rows)
+            self.texts = as_texts(read_rows(gathered, "text", rows[order])).take(np.argsort(order))
 
     def places(self, codes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Where each code stands."""
+        """Where each code stands among the documents."""
         return np.searchsorted(self._codes, codes).astype(np.uint64)
 
 

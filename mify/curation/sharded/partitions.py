@@ -157,3 +157,16 @@ def read_column(folder: str | Path, name: str) -> pa.ChunkedArray:
     reader = open_table(Path(folder) / ALIVE)
     chunks = [reader.get_batch(index).column(name) for index in range(reader.num_record_batches)]
     return pa.chunked_array(chunks, SCHEMA.field(name).type)
+
+
+def read_rows(folder: str | Path, name: str, rows: NDArray[np.int64]) -> pa.ChunkedArray:
+    """Some rows, ascending, of a column of a partition's documents that are in; only these are read."""
+    reader = open_table(Path(folder) / ALIVE)
+    chunks, first = [], 0
+    for index in range(reader.num_record_batches):
+        batch = reader.get_batch(index)
+        low, high = np.searchsorted(rows, [first, first + batch.num_rows])
+        if high > low:
+            chunks.append(batch.column(name).take(pa.array(rows[low:high] - first)))
+        first += batch.num_rows
+    return pa.chunked_array(chunks, SCHEMA.field(name).type)
