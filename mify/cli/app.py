@@ -10,6 +10,7 @@ import typer.core
 import mify
 from mify.cli.ablate import ablate
 from mify.cli.bench import bench
+from mify.cli.chat import chat
 from mify.cli.curate import curate
 from mify.cli.demo import demo
 from mify.cli.doctor import doctor
@@ -18,6 +19,8 @@ from mify.cli.export import export
 from mify.cli.generate import generate
 from mify.cli.import_ import import_
 from mify.cli.plan import plan
+from mify.cli.quantize import quantize
+from mify.cli.serve import serve
 from mify.cli.tokenize import tokenize
 from mify.cli.tokenizer import app as tokenizer
 from mify.cli.train import train
@@ -75,8 +78,11 @@ app.command(context_settings=OVERRIDES)(train)
 app.command(context_settings=OVERRIDES)(ablate)
 app.command("eval")(evaluate)
 app.command()(generate)
+app.command()(chat)
 app.command("import")(import_)
+app.command()(quantize)
 app.command()(export)
+app.command()(serve)
 app.command()(bench)
 app.command()(plan)
 app.command()(doctor)

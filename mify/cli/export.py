@@ -58,8 +58,8 @@ def export(
 ) -> None:
     """Write a model as other engines load it. What is written appears whole or not at all.
 
-    Tensors are streamed, so memory does not grow with the model; awq and trtllm load it, to run it on the calibration
-    text.
+    Tensors are streamed, so memory does not grow with the model; to run it on calibration text awq holds a layer, and
+    trtllm the model.
     """
     if to not in TARGETS:
         raise MifyError(f"--to {to} is not known", f"give {', '.join(TARGETS)}")
@@ -110,19 +110,19 @@ def _gguf(weights: Weights, out: Path, dtype: str, check: bool) -> None:
 def _calibrated(weights: Weights, out: Path, to: str, calibration: Path, dtype: torch.dtype, facts: CardFacts) -> None:
     import torch
 
-    from mify.export.awq import scale_for_int4
     from mify.export.calibration import calibration_sequences
     from mify.export.modelopt import export_modelopt
     from mify.export.quantized import export_quantized, scheme_of
     from mify.export.weights import to_model
+    from mify.quantization.awq import AwqWeights
 
     if weights.tokenizer is None:
         raise MifyError(f"{weights.source} has no tokenizer to read the calibration text with", "add tokenizer.json")
     sequences = calibration_sequences(calibration, weights.tokenizer, context=weights.config.context)
-    loaded = to_model(weights, device="cuda" if torch.cuda.is_available() else "cpu")
     if to == "trtllm":
+        loaded = to_model(weights, device="cuda" if torch.cuda.is_available() else "cpu")
         export_modelopt(loaded, out, sequences, dtype=dtype, facts=facts)
     else:
-        scaled = scale_for_int4(loaded, sequences, scheme_of("int4", weights.config))
+        scaled = AwqWeights(weights, sequences, scheme_of("int4", weights.config))
         export_quantized(scaled, out, "int4", dtype=dtype, facts=facts)
     typer.echo(f"calibrated on {sum(len(sequence) for sequence in sequences)} tokens of {calibration}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,16 +49,38 @@ def linear_inputs(model: Model, sequences: Sequence[Sequence[int]], *, samples: 
     total = sum(len(sequence) for sequence in sequences)
     if total == 0:
         raise MifyError("there is no calibration text", "give some text of the kind the model is for")
-    every = max(1, total // samples)
+    modules = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if name.endswith(("q_proj", "o_proj", "gate_proj", "down_proj"))
+    }
+    device = model.head_weight.device
+    with watching(modules, max(1, total // samples), samples) as seen:
+        for sequence in sequences:
+            count = len(sequence)
+            if not count:
+                continue
+            tokens = torch.tensor(sequence, device=device)
+            bounds = torch.tensor([0, count], dtype=torch.int32, device=device)
+            model(tokens, torch.arange(count, device=device), bounds, count)
+    return seen
+
+
+@contextmanager
+def watching(modules: Mapping[str, nn.Module], every: int, samples: int) -> Iterator[dict[str, LinearInput]]:
+    """Records what goes into `modules` while it is entered; the figures are final once it is left.
+
+    Args:
+        modules: by the name to record each under. every: one token's input in so many is kept whole, at most `samples`.
+    """
     seen: dict[str, LinearInput] = {}
-    position = 0
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].detach().float()
-            kept = x[(-position) % every :: every].cpu()
-            amax, summed = float(x.abs().max()), x.abs().sum(0).cpu()
             known = seen.get(name)
+            kept = x[(-(known.tokens if known else 0)) % every :: every].cpu()
+            amax, summed = float(x.abs().max()), x.abs().sum(0).cpu()
             if known is None:
                 seen[name] = LinearInput(amax, summed, torch.empty(0), len(x), [kept])
                 return
@@ -68,21 +91,9 @@ def linear_inputs(model: Model, sequences: Sequence[Sequence[int]], *, samples: 
 
         return hook
 
-    handles = [
-        module.register_forward_pre_hook(watch(f"{name}.weight"))
-        for name, module in model.named_modules()
-        if name.endswith(("q_proj", "o_proj", "gate_proj", "down_proj"))
-    ]
-    device = model.head_weight.device
+    handles = [module.register_forward_pre_hook(watch(name)) for name, module in modules.items()]
     try:
-        for sequence in sequences:
-            count = len(sequence)
-            if not count:
-                continue
-            tokens = torch.tensor(sequence, device=device)
-            bounds = torch.tensor([0, count], dtype=torch.int32, device=device)
-            model(tokens, torch.arange(count, device=device), bounds, count)
-            position += count
+        yield seen
     finally:
         for handle in handles:
             handle.remove()
@@ -90,29 +101,51 @@ def linear_inputs(model: Model, sequences: Sequence[Sequence[int]], *, samples: 
         known.mean /= known.tokens
         known.rows = torch.cat(known._parts)[:samples]
         known._parts.clear()
-    return seen
 
 
 def calibration_sequences(
     source: str | os.PathLike[str], tokenizer: Tokenizer, *, context: int, tokens: int = 16_384
 ) -> list[list[int]]:
-    """Token sequences of at most `context`, about `tokens` in all, from a text file, a folder of them, or documents.
+    """Token sequences of at most `context`, about `tokens` in all, from text, documents, or token shards.
 
-    A `.parquet` file is a documents file as `mify curate` writes it. Order is by name, so the same source gives the
-    same sequences.
+    A `.parquet` file is a documents file as `mify curate` writes it; a folder with meta.json holds token shards, which
+    must be of `tokenizer`; else it is a text file or a folder of them. The beginnings of all documents come first, what
+    follows them where those are too few. Order is by name, so the same source gives the same sequences.
     """
     sequences: list[list[int]] = []
-    left = tokens
-    for text in _texts(Path(source)):
-        ids = tokenizer.encode(text)[: min(context, left)]
-        if ids:
-            sequences.append(ids)
-            left -= len(ids)
+    rests: list[list[int]] = []
+    left = kept = tokens
+
+    def take(ids: list[int]) -> list[int]:
+        nonlocal left
+        taken = ids[: min(context, left)]
+        if taken:
+            sequences.append(taken)
+            left -= len(taken)
+        return ids[len(taken) :]
+
+    for full in _token_sequences(Path(source), tokenizer):
+        rest = take(full)[:kept]
+        if rest:
+            rests.append(rest)
+            kept -= len(rest)
         if left <= 0:
             break
+    while left > 0 and rests:
+        rests = [rest for rest in map(take, rests) if rest]
     if not sequences:
         raise MifyError(f"{source} holds no text", "give a text file, a folder of them, or documents.parquet")
     return sequences
+
+
+def _token_sequences(source: Path, tokenizer: Tokenizer) -> Iterable[list[int]]:
+    if not (source / "meta.json").is_file():
+        yield from (tokenizer.encode(text) for text in _texts(source))
+        return
+    from mify.data.shards import TokenShards
+
+    shards = TokenShards(source, tokenizer)
+    yield from (shards.document(index).tolist() for index in range(shards.num_documents))
 
 
 def _texts(source: Path) -> Iterable[str]:

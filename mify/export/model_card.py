@@ -21,6 +21,12 @@ _STORED = {
     "embedding, output matrix and norms in {dtype}.",
     "int8": "INT8: weights with a scale per output channel, activations per token at run time; "
     "embedding, output matrix and norms in {dtype}.",
+    "fp8-block": "FP8 (E4M3): weights with a scale for each 128x128 block, activations by 128 features at run time; "
+    "embedding, output matrix and norms in {dtype}.",
+    "int8-weight": "INT8: weights with a scale per output channel, activations in {dtype}; "
+    "embedding, output matrix and norms in {dtype}.",
+    "int8-group": "INT8: weights in groups of {group} columns with a scale each, activations in {dtype}; "
+    "embedding, output matrix and norms in {dtype}.",
     "int4": "INT4: weights in groups of {group} columns with a scale each, activations in {dtype}; "
     "embedding, output matrix and norms in {dtype}.",
     "modelopt": "FP8 (E4M3): weights and activations with one static scale a layer (ModelOpt's layout); "
@@ -63,7 +69,7 @@ def model_card(
 
     Args:
         dtype: of the stored weights ("bfloat16"), or of what is not quantized.
-        kind: "fp8", "int8", "int4", "modelopt", or None where nothing is quantized. group_size: of int4.
+        kind: of `mify.quantization.scheme`, "modelopt", or None where nothing is quantized. group_size: of groups.
     """
     facts = facts or CardFacts()
     config, tokenizer = weights.config, weights.tokenizer

@@ -19,10 +19,11 @@ from mify.export.calibration import linear_inputs
 from mify.export.hf_config import write_config
 from mify.export.hf_files import MAX_SHARD_BYTES, write_shards, write_text_files
 from mify.export.model_card import CardFacts, model_card
-from mify.export.quantized import FP8_MAX, encoder, is_linear
+from mify.export.quantized import encoder, is_linear
 from mify.export.safetensors_file import Entry
 from mify.export.weights import ModelWeights, dtype_name, tensor_shapes
 from mify.files import atomic_folder, write_json
+from mify.quantization.scheme import FP8_MAX
 
 if TYPE_CHECKING:
     from mify.model import Model

@@ -59,7 +59,7 @@ def test_calibrated_folders_are_written(tmp_path: Path, folder: Path, corpus: li
     (tmp_path / "text.py").write_text(corpus[0])
     code, output = mify("export", folder, "--to", kind, "--calibration", tmp_path / "text.py", "--out", tmp_path / kind)
     assert code == 0, output
-    assert "calibrated on 256 tokens" in output
+    assert "calibrated on 8361 tokens" in output
     assert (tmp_path / kind / "hf_quant_config.json").exists() == (kind == "trtllm")
 
 

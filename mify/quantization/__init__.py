@@ -1,0 +1,1 @@
+"""Quantized weights: schemes, activation-aware scaling, and the pass that writes them."""
