@@ -41,7 +41,8 @@ def generate(
         top_k: sample among the k likeliest tokens; 0 is all.
         top_p: sample among the fewest tokens whose probabilities reach it; 1 is all.
         seed: of the sampling.
-        stop_ids: tokens that end a sequence and are not returned; None is the tokenizer's end-of-text.
+        stop_ids: tokens that end a sequence and are not returned; None is those that the model's file names, else the
+            vocabulary's ends of text and of a chat turn.
         stop: strings that end a sequence; the token that completes one is still returned.
         cuda_graph: replay each step as a CUDA graph; None is yes on a GPU.
 
@@ -54,8 +55,9 @@ def generate(
     config = model.config
     _check(model, prompts, max_new_tokens, temperature, top_p, top_k)
     if stop_ids is None:
-        end = None if model.tokenizer is None else model.tokenizer.eot_id
-        stop_ids = () if end is None else (end,)
+        from mify.export.weights import conventions_of
+
+        stop_ids = conventions_of(model).eos_ids
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
     device = model.head_weight.device

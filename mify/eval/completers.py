@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mify.chat import chat_ids
 from mify.errors import MifyError
 
 if TYPE_CHECKING:
@@ -103,12 +104,15 @@ class MifyCompleter:
     fim_orders: tuple[str, ...] = ("psm", "spm")
 
     def __init__(self, model: Model, name: str, identity: dict[str, Any] | None = None) -> None:
+        from mify.export.weights import conventions_of
+
         self.name = name
         self.identity = identity or {"name": name}
         self._model = model
         self._tokenizer = model.require_tokenizer()
         self.can_infill = self._tokenizer.fim_prefix_id is not None
-        self.can_chat = self._tokenizer.im_start_id is not None and self._tokenizer.im_end_id is not None
+        self._template = conventions_of(model).chat_template
+        self.can_chat = self._template is not None
 
     def complete(
         self,
@@ -125,8 +129,6 @@ class MifyCompleter:
                 f"a context of {self._model.config.context} has no room for {sampling.max_new_tokens} new tokens",
                 "give fewer with --max-new-tokens",
             )
-        ends = (self._tokenizer.eot_id, self._tokenizer.im_end_id)
-        stop_ids = [index for index in ends if index is not None]
         encoded = [(prompt, *self._encode(prompt, room, sampling.fim_order)) for prompt in prompts]
         encoded.sort(key=lambda entry: (len(entry[1]), entry[0].key))
         for start in range(0, len(encoded), BATCH):
@@ -140,7 +142,6 @@ class MifyCompleter:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 seed=sampling.seed + start,
-                stop_ids=stop_ids,
                 stop=sampling.stop,
             )
             for (prompt, ids, cut), answer in zip(batch, answers, strict=True):
@@ -152,7 +153,7 @@ class MifyCompleter:
     def _encode(self, prompt: Prompt, room: int, order: str) -> tuple[list[int], int]:
         """Token ids of a prompt and how many tokens had to be left out to fit: from the far ends of the context."""
         if prompt.chat:
-            ids = self._chat(prompt.messages)
+            ids = chat_ids(self._tokenizer, self._template or "", prompt.messages)
             return ids[-room:], max(0, len(ids) - room)
         if prompt.suffix is None:
             ids = self._plain(prompt) or [self._tokenizer.eot_id or 0]
@@ -176,17 +177,6 @@ class MifyCompleter:
         *files, (last, path) = prompt.parts
         ids = [index for name, text in files for index in (special[name], *encode(text))]
         return [*ids, special[last], *encode(path + prompt.text)]
-
-    def _chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """ChatML, the format whose special tokens the vocabulary has."""
-        start, end = self._tokenizer.im_start_id, self._tokenizer.im_end_id
-        assert start is not None
-        assert end is not None
-        encode = self._tokenizer.encode
-        ids: list[int] = []
-        for message in messages:
-            ids += [start, *encode(f"{message['role']}\n{message['content']}"), end, *encode("\n")]
-        return [*ids, start, *encode("assistant\n")]
 
 
 def infill_ids(marks: Sequence[int], prefix: Sequence[int], suffix: Sequence[int], order: str) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mify.errors import MifyError
+from mify.eval.report_page import write_page
 from mify.eval.runner import Progress, RunOptions, run_task
 from mify.eval.tasks import Task
 from mify.files import write_json
@@ -48,7 +49,7 @@ def evaluate(
     with_bits_per_byte: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Runs the tasks, then bits per byte, and writes out/evaluation.json with all results.
+    """Runs the tasks, then bits per byte; writes out/evaluation.json with all results and out/report.html.
 
     Args:
         completer: the model as the tasks ask it.
@@ -77,4 +78,5 @@ def evaluate(
         results.append(evaluate_bits_per_byte(model, held_out, training, progress=progress))
         write_json(Path(out) / "bits_per_byte.json", results[-1])
     write_json(Path(out) / "evaluation.json", {"format": "evaluations", "version": 1, "results": results})
+    write_page(Path(out), results)
     return results

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mify.export.chat_template import CHAT_TEMPLATE
+from mify.special_tokens import IM_END, IM_START
+
 if TYPE_CHECKING:
     from mify.tokenizer import Tokenizer
 
@@ -32,10 +35,13 @@ class Conventions:
         """The conventions that follow from a vocabulary alone.
 
         Text ends at the end-of-text token, a chat turn at `<|im_end|>`: a base model never writes the latter, so
-        naming both is right for base and chat models. Nothing is put before a prompt.
+        naming both is right for base and chat models. Nothing is put before a prompt. A vocabulary with tokens for
+        turns and calls has the chat template that they are for.
         """
         if tokenizer is None:
             return cls()
         ends = [token for token in (tokenizer.eot_id, tokenizer.im_end_id) if token is not None]
         pad = tokenizer.pad_id if tokenizer.pad_id is not None else (ends[0] if ends else None)
-        return cls(bos_id=tokenizer.eot_id, eos_ids=tuple(ends), pad_id=pad)
+        calls = all(name in tokenizer.special for name in ("<tool_call>", "</tool_call>", IM_START, IM_END))
+        template = CHAT_TEMPLATE if calls else None
+        return cls(bos_id=tokenizer.eot_id, eos_ids=tuple(ends), pad_id=pad, chat_template=template)

@@ -35,6 +35,7 @@ class LlamaCpp:
         parallel: requests served at the same time; each gets `context` tokens.
         verbose: let llama.cpp log to stderr.
         host, port: where the HTTP server listens; port 0 takes a free one.
+        name: what the endpoint calls the model.
 
     Raises `MifyError` where `xllamacpp` is missing or llama.cpp does not load the file.
     """
@@ -50,6 +51,7 @@ class LlamaCpp:
         verbose: bool = False,
         host: str = "127.0.0.1",
         port: int = 0,
+        name: str | None = None,
     ) -> None:
         if not available():
             raise MifyError("llama.cpp is not installed here", "pip install 'mify[llama-cpp]'")
@@ -70,6 +72,8 @@ class LlamaCpp:
         parameters.verbosity = 3 if verbose else 0
         parameters.hostnames = [host]
         parameters.port = port
+        if name is not None:
+            parameters.model_alias = {name}
         if exact:
             parameters.cache_type_k = xllamacpp.ggml_type.GGML_TYPE_F32
             parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
