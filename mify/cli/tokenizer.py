@@ -1,4 +1,4 @@
-"""`mify tokenizer train` and `mify tokenizer show`."""
+"""`mify tokenizer train`, `show` and `tiktoken`."""
 
 from __future__ import annotations
 
@@ -54,3 +54,18 @@ def show(
     spares = sum("spare" in name for name in loaded.special)
     names = [f"{index} {name}" for name, index in sorted(loaded.special.items(), key=lambda item: item[1])]
     console.print(", ".join(name for name in names if "spare" not in name), f"and {spares} spares", markup=False)
+
+
+@app.command()
+def tiktoken(
+    tokenizer: Annotated[Path, typer.Argument(help="tokenizer.json, or its folder.")],
+    corpus: Annotated[Path, typer.Option(help="Documents (Parquet) on which equal ids are proved.")],
+    out: Annotated[Path, typer.Option(help="Folder for vocabulary.tiktoken and encoding.json.")],
+) -> None:
+    """Write the vocabulary for tiktoken, once it has given the same ids on every document."""
+    from mify.curation.documents import read_documents
+    from mify.export.tiktoken import export_tiktoken
+    from mify.tokenizer import Tokenizer
+
+    proved = export_tiktoken(Tokenizer.load(tokenizer), out, (document.text for document in read_documents(corpus)))
+    print(f"{out}: the same ids on {proved} documents")
