@@ -5,6 +5,7 @@ One function an op; nothing is timed here. The row-wise ops and the loss stand i
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -165,7 +166,7 @@ def _flash(function: Any, bounds: Tensor, longest: int) -> Callable[..., Tensor]
         out = function(
             q, k, v, cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=longest, max_seqlen_k=longest, causal=True
         )
-        return out[0] if isinstance(out, tuple) else out
+        return _first(out)
 
     return call
 
@@ -198,14 +199,17 @@ def _by_document(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
 def decode(
     device: str, dtype: torch.dtype, batch: int, keys: int, heads: int, kv_heads: int, dim: int, fp8: bool, copies: int
 ) -> Parts:
-    """One token a sequence against a paged cache, on `copies` caches in turn so that none is in L2."""
+    """One token a sequence against a paged cache, on `copies` caches in turn so that none is in L2; against flash-attn 2,
+    3 and 4 and torch's own, whichever are here and take the same cache.
+    """
     page = 64
     columns = -(-keys // page)
     lengths = torch.full((batch,), keys, dtype=torch.int32, device=device)
     cache = FP8 if fp8 else dtype
     absent: dict[str, str] = {}
-    ours, rivals = [], []
-    varlen = optional("torch.nn.attention.varlen", "varlen_attn", absent, "torch varlen") if device == "cuda" else None
+    bounds = torch.arange(batch + 1, dtype=torch.int32, device=device)
+    rivals = _decode_rivals(absent) if device == "cuda" and not fp8 else {}
+    works: dict[str, list[Work]] = {name: [] for name in ("mify", *rivals)}
     q = random_like_activations(batch, heads, dim, dtype=dtype, device=device)
     for copy in range(copies):
         shape = (batch * columns, page, kv_heads, dim)
@@ -213,28 +217,67 @@ def decode(
         table = torch.randperm(batch * columns, device=device).view(batch, columns).to(torch.int32)
         if copy == 0:
             first = (k, v, table)
-        ours.append(_decode_call(q, k, v, lengths, table, "auto"))
-        if varlen is not None and not fp8:
-            rivals.append(_varlen_decode(varlen, q, k, v, lengths, table, keys))
-    works: dict[str, Work | Sequence[Work]] = {"mify": ours}
-    if rivals:
-        works["torch varlen"] = rivals
+        works["mify"].append(_decode_call(q, k, v, lengths, table, "auto"))
+        for name, rival in rivals.items():
+            works[name].append(functools.partial(rival, q, k, v, lengths, table, bounds, keys))
     if device == "cpu":
         works["torch"] = [lambda: _decode_plain(q, *first, keys)]
     whole = cost.gqa_decode(
         [keys] * batch, heads, kv_heads, dim, kv_element=cache.itemsize, element=dtype.itemsize, page_size=page
     )
-    return {"decode": Prepared(works, whole, lambda: _decode_plain(q.float(), *first, keys), absent)}
+    return {"decode": Prepared(dict(works), whole, lambda: _decode_plain(q.float(), *first, keys), absent)}
 
 
 def _decode_call(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, table: Tensor, impl: str) -> Work:
     return lambda: gqa_decode(q, k, v, lengths, page_table=table, impl=impl)
 
 
-def _varlen_decode(varlen: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, table: Tensor, keys: int) -> Work:
-    bounds = torch.arange(q.shape[0] + 1, dtype=torch.int32, device=q.device)
-    more = _varlen_heads(varlen, True)
-    return lambda: varlen(q, k, v, bounds, None, 1, keys, seqused_k=lengths, block_table=table, **more)
+def _decode_rivals(absent: dict[str, str]) -> dict[str, Callable[..., Tensor]]:
+    """Rival → a call of (q, k, v, lengths, table, bounds, keys), each by the public function its project has for this.
+
+    `bounds` are cu_seqlens of one query a sequence.
+    """
+    found: dict[str, Callable[..., Tensor]] = {}
+    varlen = optional("torch.nn.attention.varlen", "varlen_attn", absent, "torch varlen")
+    if varlen is not None:
+        more = _varlen_heads(varlen, True)
+        found["torch varlen"] = lambda q, k, v, lengths, table, bounds, keys: varlen(
+            q, k, v, bounds, None, 1, keys, seqused_k=lengths, block_table=table, **more
+        )
+    for label, module, table_name in (
+        ("fa2", "flash_attn", "block_table"),
+        ("fa3", "flash_attn_interface", "page_table"),
+    ):
+        cached = optional(module, "flash_attn_with_kvcache", absent, label)
+        if cached is not None:
+            found[label] = _with_cache(cached, table_name)
+    fa4 = optional("flash_attn.cute", "flash_attn_varlen_func", absent, "fa4")
+    if fa4 is not None:
+        found["fa4"] = lambda q, k, v, lengths, table, bounds, keys: _first(
+            fa4(
+                q,
+                k,
+                v,
+                cu_seqlens_q=bounds,
+                max_seqlen_q=1,
+                max_seqlen_k=keys,
+                seqused_k=lengths,
+                page_table=table,
+            )
+        )
+    return found
+
+
+def _with_cache(function: Any, table_name: str) -> Callable[..., Tensor]:
+    def call(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, table: Tensor, bounds: Tensor, keys: int) -> Tensor:
+        return _first(function(q[:, None], k, v, cache_seqlens=lengths, **{table_name: table}))[:, 0]
+
+    return call
+
+
+def _first(out: Any) -> Tensor:
+    found: Tensor = out[0] if isinstance(out, tuple) else out
+    return found
 
 
 def _decode_plain(q: Tensor, k: Tensor, v: Tensor, table: Tensor, keys: int) -> Tensor:

@@ -245,3 +245,39 @@ def test_document_lengths_sum_and_are_reproducible() -> None:
     assert sum(lengths) == 32768
     assert lengths == document_lengths(32768, 512, seed=0)
     assert 300 < sum(lengths) / len(lengths) < 900
+
+
+def test_decode_rivals_are_asked_for_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins with the libraries' signatures: the page table and the lengths reach them, one query a sequence."""
+    from mify.bench import kernel_ops
+
+    asked: dict[str, dict[str, Any]] = {}
+
+    def cached(q: Any, k: Any, v: Any, *, cache_seqlens: Any, block_table: Any = None, page_table: Any = None) -> Any:
+        table = block_table if page_table is None else page_table
+        asked["fa2" if page_table is None else "fa3"] = {"q": q.shape, "lengths": cache_seqlens, "table": table}
+        return torch.zeros_like(q)
+
+    def paged(q: Any, k: Any, v: Any, *, cu_seqlens_q: Any, max_seqlen_q: int, max_seqlen_k: int, seqused_k: Any,
+              page_table: Any) -> Any:  # fmt: skip
+        assert cu_seqlens_q.tolist() == list(range(q.shape[0] + 1))
+        asked["fa4"] = {
+            "q": q.shape,
+            "lengths": seqused_k,
+            "table": page_table,
+            "longest": (max_seqlen_q, max_seqlen_k),
+        }
+        return torch.zeros_like(q), None
+
+    there = {"flash_attn": cached, "flash_attn_interface": cached, "flash_attn.cute": paged}
+    monkeypatch.setattr(kernel_ops, "optional", lambda module, name, absent, label: there.get(module))
+    rivals = kernel_ops._decode_rivals({})
+    q, k, v = torch.randn(3, 4, 16), torch.randn(6, 64, 2, 16), torch.randn(6, 64, 2, 16)
+    lengths, table = torch.tensor([70, 64, 1]), torch.arange(6).view(3, 2)
+    for name, rival in rivals.items():
+        out = rival(q, k, v, lengths, table, torch.arange(4), 70)
+        assert out.shape == q.shape, name
+        assert asked[name]["lengths"] is lengths
+        assert asked[name]["table"] is table
+    assert asked["fa2"]["q"] == asked["fa3"]["q"] == (3, 1, 4, 16)
+    assert asked["fa4"]["longest"] == (1, 70)

@@ -161,6 +161,18 @@ def test_fusing_both_fp8_layouts_with_a_residual_saves_a_third() -> None:
     assert math.isclose(together / fused, 1.5, rel_tol=0.03)
 
 
+def test_bytes_of_fp8_layouts_by_hand() -> None:
+    # 130 x 200: two blocks of features a token; in the transpose 256 tokens, two blocks of them a feature.
+    one = 130 * 200 + 130 * 2 * 4
+    both = one + 256 * 200 + 200 * 2 * 4
+    assert cost.quantize_fp8(130, 200, 1) == cost.Cost(0, 130 * 200 * 2, one)
+    assert cost.quantize_fp8(130, 200, 2) == cost.Cost(0, 130 * 200 * 2, both)
+    assert cost.quantize_fp8(130, 200, 2, delayed=True).written == 130 * 200 + 256 * 200
+    assert cost.swiglu_forward(130, 200, fp8_layouts=2).written == both
+    norm = cost.rms_norm_forward(130, 200, residual=True, fp8_layouts=1)
+    assert norm == cost.Cost(0, 2 * 130 * 200 * 2 + 200 * 2, 130 * 200 * 2 + one + 130 * 4)
+
+
 def test_linear_cross_entropy_of_the_target_shape() -> None:
     one = cost.linear_cross_entropy(8192, 2560, 65_536)
     assert round(one.flops / 1e12, 2) == 8.25
