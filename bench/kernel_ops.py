@@ -199,8 +199,9 @@ def _by_document(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
 def decode(
     device: str, dtype: torch.dtype, batch: int, keys: int, heads: int, kv_heads: int, dim: int, fp8: bool, copies: int
 ) -> Parts:
-    """One token a sequence against a paged cache, on `copies` caches in turn so that none is in L2; against flash-attn 2,
-    3 and 4 and torch's own, whichever are here and take the same cache.
+    """One token a sequence against a paged cache, on `copies` caches in turn so that none is in L2.
+
+    Rivals are flash-attn 2, 3 and 4 and torch's own, whichever are here and take the same cache.
     """
     page = 64
     columns = -(-keys // page)
