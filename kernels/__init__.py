@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mify.kernels.loss.linear_ce import linear_cross_entropy
     from mify.kernels.mlp.glu import swiglu
     from mify.kernels.norm.norm import add_rms_norm, rms_norm
+    from mify.kernels.packing.fim_pack import pack_spans, unpack_rows
     from mify.kernels.rope.rotary import apply_rope
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "gqa_decode",
     "last_impl",
     "linear_cross_entropy",
+    "pack_spans",
     "rms_norm",
     "swiglu",
+    "unpack_rows",
 ]
 
 _LAZY = {
@@ -38,8 +41,10 @@ _LAZY = {
     "gqa_decode": "mify.kernels.attention.gqa_decode",
     "last_impl": "mify.kernels.dispatch",
     "linear_cross_entropy": "mify.kernels.loss.linear_ce",
+    "pack_spans": "mify.kernels.packing.fim_pack",
     "rms_norm": "mify.kernels.norm.norm",
     "swiglu": "mify.kernels.mlp.glu",
+    "unpack_rows": "mify.kernels.packing.fim_pack",
 }
 
 

@@ -266,6 +266,7 @@ _OPS: dict[str, tuple[str, dict[str, int]]] = {
     "glu": ("mify.kernels.mlp.glu", {"size": 6912}),
     "ce": ("mify.kernels.loss.ce", {"vocab": 65_536}),
     "linear_ce": ("mify.kernels.loss.linear_ce", {"vocab": 65_536}),
+    "fim_pack": ("mify.kernels.packing.fim_pack", {"num_rows": 16, "context": 8192}),
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -78,8 +78,6 @@ def tokenize(
 
 
 def _inspect(folder: Path, document: str, verify: bool) -> None:
-    import numpy as np
-
     from mify.data.shards import TokenShards
     from mify.tokenizer import Tokenizer
 
@@ -89,18 +87,35 @@ def _inspect(folder: Path, document: str, verify: bool) -> None:
         f"{shards.num_documents} documents, {shards.num_tokens} tokens ({shards.dtype.name}) in {len(shards.tokens)} "
         f"shards; vocabulary {shards.vocab_size}; content {shards.content[:12]}{', verified' if verify else ''}"
     )
+    if shards.nodes is not None:
+        print(f"{len(shards.nodes)} syntax nodes; grammars: {', '.join((shards.syntax or {}).values())}")
     if not document:
         return
-    if len(document) == 16:
-        found = np.flatnonzero(shards.document_ids == np.uint64(int(document, 16)))
-        if not len(found):
-            raise MifyError(f"{folder} has no document whose id begins with {document}", "check the id")
-        index = int(found[0])
-    elif document.isdigit():
-        index = int(document)
-    else:
-        raise MifyError(f"--document {document!r} is no number and no 16 digits", "give one of the two")
+    index = _number_of(document, shards.document_ids, folder)
     ids = shards.document(index).tolist()
     domain = shards.domain_names[shards.domains[index]]
-    print(f"document {index}: id {int(shards.document_ids[index]):016x}…, {domain}, {len(ids)} tokens")
+    print(
+        f"document {index}: id {int(shards.document_ids[index]):016x}…, {domain}, {len(ids)} tokens, "
+        f"{shards.byte_lengths[index]} bytes"
+    )
     print(tokenizer.decode(ids))
+
+
+def _number_of(document: str, keys: Any, folder: Path) -> int:
+    """The document meant by a number, or by the first 16 or all digits of an id."""
+    import numpy as np
+
+    if document.isdigit() and len(document) < 16:
+        return int(document)
+    try:
+        key = int(document[:16], 16) if len(document) >= 16 else None
+    except ValueError:
+        key = None
+    if key is None:
+        raise MifyError(
+            f"--document {document!r} is no number and no id", "give one of the two, an id's first 16 digits"
+        )
+    found = np.flatnonzero(keys == np.uint64(key))
+    if not len(found):
+        raise MifyError(f"{folder} has no document whose id begins with {document[:16]}", "check the id")
+    return int(found[0])

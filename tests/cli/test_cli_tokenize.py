@@ -38,6 +38,26 @@ def test_a_corpus_becomes_shards_that_show_their_documents(corpus: Path, tmp_pat
     assert "verified" in shown.output
 
 
+def test_shards_of_repositories_with_nodes_are_shown(corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tree_sitter_python")
+    run = CliRunner().invoke
+    run(app, ["tokenizer", "train", "--corpus", str(corpus), "--vocab-size", "400", "--out", str(tmp_path / "t")])
+    arguments = ["tokenize", "--corpus", str(corpus), "--tokenizer", str(tmp_path / "t"), "--out", str(tmp_path / "s")]
+    written = run(app, [*arguments, "--repositories", "--syntax", "--threads", "2"])
+    assert "1 documents" in written.output, written.output
+    shown = run(app, ["tokenize", "--inspect", str(tmp_path / "s"), "--document", "0"]).output
+    assert "<|repo_name|>r<|file_sep|>0.py\ndef function_0(x):" in shown
+    assert "syntax nodes; grammars: " in shown
+    assert "tree-sitter-python" in shown
+    key = shown.split("id ")[1][:16]
+    for identity in (key, key + "0" * 48):
+        assert run(app, ["tokenize", "--inspect", str(tmp_path / "s"), "--document", identity]).output == shown
+    for wrong, message in (("f" * 16, "no document whose id"), ("words", "is no number"), ("z" * 16, "is no number")):
+        result = run(app, ["tokenize", "--inspect", str(tmp_path / "s"), "--document", wrong])
+        assert result.exit_code == 2
+        assert message in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
