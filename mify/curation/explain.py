@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mify.curation.config import CurationConfig
 from mify.curation.documents import Document
-from mify.curation.finished import read_dropped, read_kept
+from mify.curation.finished import read_dropped, read_groups, read_kept
 from mify.curation.licenses import decide
 from mify.curation.locations import Location
 from mify.curation.pipeline import load_report
@@ -33,6 +34,8 @@ class Explanation:
         evidence: what the rule saw.
         removed_for_it: near and exact duplicates that were dropped because this document stays, as (path, evidence).
         checks: of a kept document, what every stage found, a line each.
+        group: (id of the first document, documents) of the group of near-duplicates it is in: for information, never
+            the reason of a removal.
     """
 
     document: Document
@@ -42,6 +45,7 @@ class Explanation:
     evidence: dict[str, Any]
     removed_for_it: tuple[tuple[str, dict[str, Any]], ...] = ()
     checks: tuple[str, ...] = ()
+    group: tuple[str, int] | None = None
 
     def lines(self) -> list[str]:
         """For people: one fact a line."""
@@ -57,6 +61,10 @@ class Explanation:
         for path, evidence in self.removed_for_it:
             jaccard = f" (Jaccard {evidence['jaccard']})" if "jaccard" in evidence else ""
             lines.append(f"  it stays for {path}{jaccard}")
+        if self.group is not None:
+            lines.append(
+                f"  one of a group of {self.group[1]:,} near-duplicates, of which {self.group[0]} is the first"
+            )
         return lines
 
 
@@ -95,11 +103,24 @@ def explain(folder: Location, wanted: str) -> list[Explanation]:
         )
         for document, outcome in kept
     ]
-    if not found and not rejected:
+    explanations = found + rejected
+    if not explanations:
         raise MifyError(
             f"no document of {folder} has an id or path like {wanted!r}", "ids stand in the files of documents"
         )
-    return found + rejected
+    groups = _groups(folder, report, {item.document.id for item in explanations})
+    return [replace(item, group=groups.get(item.document.id)) for item in explanations]
+
+
+def _groups(folder: Location, report: Mapping[str, Any], wanted: set[str]) -> dict[str, tuple[str, int]]:
+    """Id → (first document of its group, documents in it), for those that are in one."""
+    sizes: Counter[str] = Counter()
+    firsts: dict[str, str] = {}
+    for document, first in read_groups(folder, report):
+        sizes[first] += 1
+        if document in wanted:
+            firsts[document] = first
+    return {document: (first, sizes[first]) for document, first in firsts.items()}
 
 
 def _checks(document: Document, config: CurationConfig) -> Iterator[str]:

@@ -48,6 +48,10 @@ def test_every_format_is_read_back(tmp_path: Path, form: str, files: int) -> Non
     assert gone.reason == "near duplicate"
     (stays,) = explain(tmp_path / "out", gone.evidence["kept"])
     assert [path for path, _ in stays.removed_for_it] == [f"r/{gone.document.path}"]
+    assert gone.group == stays.group == (min(gone.document.id, stays.document.id), 2)
+    assert "one of a group of 2 near-duplicates" in "\n".join(gone.lines())
+    (alone,) = explain(tmp_path / "out", "beta.py")
+    assert alone.group is None
 
 
 def test_a_curation_at_a_url_is_explained() -> None:
