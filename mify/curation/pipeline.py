@@ -23,6 +23,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mify import __version__
 from mify.curation import syntax
 from mify.curation.config import CurationConfig, check_ranges
 from mify.curation.decontamination import Benchmark, NgramIndex, load_benchmark
@@ -145,6 +146,7 @@ def curate(
     if not dry_run:
         check_folder(out)
     plan = {
+        "mify": __version__,
         "config": to_plain(config),
         "benchmarks": {benchmark.name: benchmark.sha256 for benchmark in benchmarks},
         "inputs": "documents of the calling program",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mify.curation.sharded.partitions import (
     ALIVE,
     GONE,
     GONE_COLUMNS,
+    TWICE,
     is_held_out,
     losers_of,
     partitions_of,
@@ -27,7 +28,7 @@ from mify.curation.sharded.partitions import (
     rows_of,
     slices_of,
 )
-from mify.curation.sharded.records import REJECTION, SCHEMA, open_table, read_entries, write_table
+from mify.curation.sharded.records import REJECTION, SCHEMA, open_table, read_entries, write_rows
 from mify.curation.sharded.starring import CLUSTER, CLUSTERS, REMOVAL, REMOVED
 from mify.curation.stages import DECONTAMINATION, QUALITY, Rejection
 from mify.files import read_json, write_json
@@ -55,25 +56,16 @@ def decide(
     for row in np.flatnonzero(overlaps.is_valid().to_numpy()).tolist():
         # An exact copy goes for that, and its original for the benchmark's text in it.
         reasons.setdefault(row, (DECONTAMINATION, *json.loads(overlaps[row].as_py())))
-    reader = open_table(home / ALIVE)
-    alive = pa.Table.from_batches([reader.get_batch(i) for i in range(reader.num_record_batches)], reader.schema)
     gone_rows = np.array(sorted(reasons), np.int64)
-    kept = np.setdiff1d(np.arange(alive.num_rows), gone_rows)
-    np.save(folder / KEPT, kept)
-
-    gone = alive.take(pa.array(gone_rows)).drop_columns(["overlap"])
-    for place, name in enumerate(REJECTION):
-        column = pa.array([reasons[row][place] for row in gone_rows.tolist()], SCHEMA.field(name).type)
-        gone = gone.append_column(name, column)
-    earlier = open_table(home / GONE)
-    before = pa.Table.from_batches([earlier.get_batch(i) for i in range(earlier.num_record_batches)], earlier.schema)
-    gone = pa.concat_tables([before, gone.select(GONE_COLUMNS)])
+    gone = pa.concat_tables(
+        [*(_whole(home / name).select(GONE_COLUMNS) for name in (GONE, TWICE)), _gone_now(home, gone_rows, reasons)]
+    ).combine_chunks()
     keys = gone.select(["id", *REJECTION])
-    gone = gone.take(pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]))
-    write_table(folder / REJECTED, gone, compressed=True)
+    order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names])
+    write_rows(folder / REJECTED, gone, order.to_numpy().astype(np.int64), compressed=True)
     findings = Findings()
-    judged = gone.filter(pc.is_in(gone.column("stage"), pa.array([QUALITY, DECONTAMINATION])))
-    for row in judged.drop_columns(["text"]).to_pylist():
+    judged = pc.is_in(gone.column("stage"), pa.array([QUALITY, DECONTAMINATION]))
+    for row in gone.drop_columns(["text"]).filter(judged).to_pylist():
         document = Document(**{name: row.get(name, "") for name in FIELDS})
         findings.add(Rejected(document, *(row[name] for name in REJECTION)))
     write_json(folder / FINDINGS, findings.state())
@@ -82,10 +74,13 @@ def decide(
     with pa.ipc.new_file(str(folder / GROUPED), grouped.schema) as writer:
         writer.write_table(grouped)
 
-    stayed = _counted(alive.take(pa.array(kept)))
+    held_out = read_column(home, "held_out").to_numpy()
+    kept = np.setdiff1d(np.arange(len(held_out)), gone_rows)
+    np.save(folder / KEPT, kept)
+    held_out = held_out[kept]
+    stayed = _counted(_sizes(home, kept))
     with pa.ipc.new_file(str(folder / TALLY), stayed.schema) as writer:
-        writer.write_table(pa.concat_tables([stayed, _counted(gone)]).combine_chunks())
-    held_out = read_column(home, "held_out").to_numpy()[kept]
+        writer.write_table(pa.concat_tables([stayed, _counted(_measured(gone))]).combine_chunks())
     return {
         "held_out": int(np.count_nonzero(held_out)),
         "documents": int(np.count_nonzero(~held_out)),
@@ -108,14 +103,39 @@ def read_findings(folder: str) -> dict[str, Any]:
     return state
 
 
+def _whole(path: Path) -> pa.Table:
+    reader = open_table(path)
+    return pa.Table.from_batches([reader.get_batch(i) for i in range(reader.num_record_batches)], reader.schema)
+
+
+def _gone_now(home: Path, rows: NDArray[np.int64], reasons: Mapping[int, tuple[str, str, str]]) -> pa.Table:
+    """The records of documents that were in until now."""
+    columns = {name: read_rows(home, name, rows) for name in GONE_COLUMNS if name not in REJECTION}
+    for place, name in enumerate(REJECTION):
+        columns[name] = pa.array([reasons[row][place] for row in rows.tolist()], SCHEMA.field(name).type)
+    return pa.table(columns).select(GONE_COLUMNS)
+
+
+def _sizes(home: Path, rows: NDArray[np.int64]) -> pa.Table:
+    """What is counted of some documents that are in: of their texts only the lengths."""
+    reader = open_table(home / ALIVE)
+    lengths = [pc.binary_length(reader.get_batch(i).column("text")) for i in range(reader.num_record_batches)]
+    columns = {name: read_rows(home, name, rows) for name in (*GROUP[:-2], "num_bytes")}
+    return pa.table(columns | {"written": pa.chunked_array(lengths, pa.int64()).take(pa.array(rows))})
+
+
+def _measured(table: pa.Table) -> pa.Table:
+    """A table with the lengths of its texts in their place."""
+    return table.append_column("written", pc.binary_length(table.column("text"))).drop_columns(["text"])
+
+
 def _counted(table: pa.Table) -> pa.Table:
-    columns = {name: table.column(name) if name in table.column_names else None for name in GROUP}
     nulls = pa.nulls(table.num_rows, pa.string())
     counted = pa.table(
         {
-            **{name: nulls if column is None else column for name, column in columns.items()},
+            **{name: table.column(name) if name in table.column_names else nulls for name in GROUP},
             "read": table.column("num_bytes"),
-            "written": pc.binary_length(table.column("text")).cast(pa.int64()),
+            "written": table.column("written"),
         }
     )
     grouped = counted.group_by(list(GROUP), use_threads=False).aggregate(

@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mify.curation.sharded.records import REJECTION, SCHEMA, open_table, read_chunks, write_table
+from mify.curation.sharded.records import REJECTION, SCHEMA, open_table, read_chunks, write_rows
 from mify.curation.stages import READ
 
-ALIVE, GONE, DIGESTS, LOSERS = "alive.arrow", "gone.arrow", "digests.npy", "losers.npy"
+ALIVE, GONE, TWICE = "alive.arrow", "gone.arrow", "twice.arrow"
+DIGESTS, LOSERS = "digests.npy", "losers.npy"
 
 # What a partition keeps of a document that is in, and of one that is out.
 _ALIVE_COLUMNS = [
@@ -73,44 +74,41 @@ def lower_bound(entries: NDArray[Any], field: str, value: Any) -> int:
 def gather(folder: Path, *, partition: int, num_partitions: int, shards: Sequence[str]) -> dict[str, Any]:
     """Task: the records of one partition from all shards, sorted by id; of equal ids the first that was read stays."""
     batches = [batch for shard in shards for batch in read_chunks(Path(shard), partition, num_partitions)]
-    table = pa.Table.from_batches(batches, SCHEMA)
+    table = pa.Table.from_batches(batches, SCHEMA).combine_chunks()
+    del batches
     sides = pc.if_else(table.column("held_out"), 0, 1)
     keys = pa.table({"id": table.column("id"), "side": sides, "order": table.column("order")})
-    table = table.take(pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]))
+    rows = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]).to_numpy().astype(np.int64)
 
-    stages, ids = table.column("stage"), np.array(table.column("id").to_pylist(), object)
+    stages, ids = table.column("stage").take(pa.array(rows)), np.array(table.column("id").to_pylist(), object)[rows]
     # What could not be read is no document, whatever its id.
     documents = np.flatnonzero(pc.fill_null(pc.not_equal(stages, READ), True).to_numpy())
     repeated = np.zeros(len(ids), bool)
     repeated[documents[1:]] = ids[documents[1:]] == ids[documents[:-1]]
     redactions: Counter[str] = Counter()
-    for found in table.filter(pa.array(~repeated)).column("redactions").drop_null().to_pylist():
+    for found in table.column("redactions").take(pa.array(rows[~repeated])).drop_null().to_pylist():
         redactions.update(json.loads(found))
-    table = _read_twice(table, np.flatnonzero(repeated))
 
-    alive = pc.is_null(table.column("stage"))
-    kept = table.filter(alive).select(_ALIVE_COLUMNS)
-    write_table(folder / ALIVE, kept, compressed=False)
-    write_table(folder / GONE, table.filter(pc.invert(alive)).select(GONE_COLUMNS), compressed=True)
-    held_out = kept.column("held_out").to_numpy()
-    _write_digests(folder, kept.column("text_sha256").to_pylist(), codes_of(held_out, partition))
-    return {"documents": kept.num_rows, "redactions": dict(redactions)}
+    alive = pc.is_null(stages).to_numpy() & ~repeated
+    write_rows(folder / ALIVE, table.select(_ALIVE_COLUMNS), rows[alive], compressed=False)
+    gone = table.select(GONE_COLUMNS)
+    write_rows(folder / GONE, gone, rows[~alive & ~repeated], compressed=True)
+    twice = _read_twice(table.take(pa.array(rows[repeated]))).select(GONE_COLUMNS)
+    write_rows(folder / TWICE, twice, np.arange(twice.num_rows), compressed=True)
+    held_out = table.column("held_out").to_numpy()[rows[alive]]
+    hashes = table.column("text_sha256").take(pa.array(rows[alive])).to_pylist()
+    _write_digests(folder, hashes, codes_of(held_out, partition))
+    return {"documents": len(hashes), "redactions": dict(redactions)}
 
 
-def _read_twice(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
-    """The table with these rows rejected as read twice, as they were read."""
-    if not len(rows):
-        return table
+def _read_twice(table: pa.Table) -> pa.Table:
+    """These rows rejected as read twice, as they were read."""
     fresh = []
-    for row in table.take(pa.array(rows)).to_pylist():
+    for row in table.to_pylist():
         row |= json.loads(row["original"] or "{}")
         evidence = json.dumps({"kept": row["id"]}, sort_keys=True)
         fresh.append(row | {"stage": READ, "reason": "read twice", "evidence": evidence, "overlap": None})
-    others = np.ones(table.num_rows, bool)
-    others[rows] = False
-    table = pa.concat_tables([table.filter(pa.array(others)), pa.Table.from_pylist(fresh, SCHEMA)])
-    # Rows that are out are sorted at the end, when all of them are known; those that are in keep their order.
-    return table
+    return pa.Table.from_pylist(fresh, SCHEMA)
 
 
 def _write_digests(folder: Path, hexadecimal: list[str], codes: NDArray[np.uint64]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mify.curation.documents import FIELDS, Document
@@ -138,25 +139,22 @@ def read_entries(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.memmap(path, dtype, mode="r")
 
 
-def write_table(path: Path, table: pa.Table, *, compressed: bool) -> None:
-    """Writes a table in batches of about `BATCH_BYTES` of text."""
+def write_rows(path: Path, table: pa.Table, rows: NDArray[np.int64], *, compressed: bool) -> None:
+    """Writes these rows of a table, in this order, in batches of about `BATCH_BYTES` of text: never more is copied.
+
+    Args:
+        table: of one chunk, so that rows are taken without joining chunks first.
+    """
+    sizes = pc.binary_length(table.column("text")).to_numpy()[rows]
+    ends = np.cumsum(sizes)
     options = pa.ipc.IpcWriteOptions(compression="zstd" if compressed else None)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
-        for begin, end in row_slices(table, BATCH_BYTES):
-            writer.write_table(table.slice(begin, end - begin).combine_chunks())
-
-
-def row_slices(table: pa.Table, num_bytes: int) -> Iterator[tuple[int, int]]:
-    """Consecutive [begin, end) of rows with about so much text."""
-    import pyarrow.compute as pc
-
-    ends = np.cumsum(pc.binary_length(table.column("text")).to_numpy())
-    begin = 0
-    while begin < len(ends):
-        before = int(ends[begin - 1]) if begin else 0
-        end = max(begin + 1, int(np.searchsorted(ends, before + num_bytes, side="right")))
-        yield begin, end
-        begin = end
+        begin = 0
+        while begin < len(rows):
+            before = int(ends[begin - 1]) if begin else 0
+            end = max(begin + 1, int(np.searchsorted(ends, before + BATCH_BYTES, side="right")))
+            writer.write_table(table.take(pa.array(rows[begin:end])))
+            begin = end
 
 
 def open_table(path: Path) -> pa.ipc.RecordBatchFileReader:
