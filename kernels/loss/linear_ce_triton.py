@@ -6,6 +6,8 @@ backward pass. At 65,536 classes in bf16 a chunk of 4,096 rows is 0.5 GiB, all t
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,20 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b in fp32, whatever the dtype of a and b: a narrow sum over chunks stalls."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
-    elif a.is_cuda:
+    elif a.is_cuda and _adds_to_fp32(a.device, a.dtype):
         torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    elif a.is_cuda:
+        total += torch.mm(a, b, out_dtype=torch.float32)
     else:
         total += (a @ b).to(total.dtype)
+
+
+@functools.lru_cache
+def _adds_to_fp32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this torch adds a narrow product to an fp32 matrix: at first `out_dtype` asked for a narrow one."""
+    total, one = torch.zeros((16, 16), device=device), torch.zeros((16, 16), dtype=dtype, device=device)
+    try:
+        torch.addmm(total, one, one, out_dtype=torch.float32, out=total)
+    except RuntimeError:
+        return False
+    return True
