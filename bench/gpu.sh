@@ -25,7 +25,7 @@ fi
 "$python" -c 'import triton; print("Triton", triton.__version__)' || true
 
 # The extensions are built once a machine. Without them the Triton kernels and plain torch are measured.
-if [ "$dry" = 0 ] && ! "$python" -c 'import mify._core, mify._cuda' 2>/dev/null; then
+if [ "$dry" = 0 ] && ! "$python" -c 'from mify._core import kernels; import mify._cuda' 2>/dev/null; then
   log="$out/build.log"
   if ! timeout 300 "$python" -m pip install --quiet --no-build-isolation --no-deps --break-system-packages -e . >"$log" 2>&1; then
     echo "the extensions could not be built; the end of $log:"

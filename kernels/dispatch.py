@@ -226,7 +226,8 @@ _PACKAGES = {
 @functools.lru_cache
 def _describe(kind: str, index: int | None) -> Device:
     missing = dict(_broken)
-    if importlib.util.find_spec("mify._core") is None:
+    core = importlib.util.find_spec("mify._core")
+    if core is None or core.origin is None:  # in a checkout that was not built it is but the folder of its stubs
         missing["cpu"] = "the extension mify._core is not built"
     if importlib.util.find_spec("triton") is None:
         missing["triton"] = "the package triton is not installed"
