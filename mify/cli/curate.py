@@ -59,7 +59,7 @@ def curate(
     ] = None,
     work_folder: Annotated[
         Path | None,
-        typer.Option(help="Intermediate files (2.5 times the text); for ray on a shared disk.", show_default=False),
+        typer.Option(help="Intermediate files (twice the text); for ray on a shared disk.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")] = False,
     partitions: Annotated[int, typer.Option(min=0, help="Ranges of ids; 0: by size. Changes no result.")] = 0,

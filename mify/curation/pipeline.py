@@ -129,7 +129,7 @@ def curate(
         engine: where the work runs; it is left open.
         output: format and number of the output files.
         shards: how the work is cut; it changes no result.
-        work: folder of the intermediate files, some two and a half times the text; on a cluster it lies on a shared
+        work: folder of the intermediate files, some twice the text; on a cluster it lies on a shared
             file system. Default: beside `out`. It is deleted at the end, and kept where the run fails or is killed.
         resume: go on where an earlier run over the same work folder stopped.
 

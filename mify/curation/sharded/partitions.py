@@ -32,7 +32,6 @@ GONE_COLUMNS = [name for name in SCHEMA.names if name not in ("order", "original
 
 _TRAIN = np.uint64(1 << 63)
 _PARTITION = np.uint64(40)
-MAX_PARTITIONS = 1 << 20
 
 # An exact copy that goes, and the document that stays for it.
 LOSER = np.dtype([("removed", "<u8"), ("kept", "<u8")])

@@ -35,6 +35,8 @@ Progress = Callable[[str, int, int], None]
 
 # A bucket pairs its documents with this many of its first; see csrc/minhash/runs.hpp.
 BUCKET_CAP = 256
+# With more, what a shard holds of a partition is too little to be read at once.
+_MAX_PARTITIONS = 8192
 # Hashes of exact duplicates, 40 bytes each, that one task compares.
 _DIGESTS_PER_TASK = 1 << 23
 
@@ -45,8 +47,8 @@ class ShardOptions:
 
     Args:
         partitions: ranges of ids; 0: by `partition_bytes`.
-        partition_bytes: text in a partition; a worker needs some four times as much memory. Above 1024 partitions they
-            grow, up to eight times.
+        partition_bytes: text in a partition; a worker needs some three times as much memory. Above 1024 partitions they
+            grow, up to eight times, then the partitions become more, up to 8192: then they grow on.
         entries_per_task: of band runs (16 bytes each) that a reduce task holds; up to 4 million pairs are beside them.
     """
 
@@ -59,7 +61,7 @@ class ShardOptions:
         if self.partitions:
             return self.partitions
         size = min(max(self.partition_bytes, num_bytes // 1024), 8 * self.partition_bytes)
-        return min(max(1, -(-num_bytes // size)), partitions.MAX_PARTITIONS)
+        return min(max(1, -(-num_bytes // size)), _MAX_PARTITIONS)
 
 
 @dataclass(frozen=True)
