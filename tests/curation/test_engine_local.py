@@ -44,6 +44,11 @@ def die(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def sleep(folder: Path) -> dict[str, Any]:
+    time.sleep(60)
+    return {}
+
+
 def complain(folder: Path) -> dict[str, Any]:
     raise MifyError("the file x is damaged", "write it again")
 
@@ -128,6 +133,23 @@ def test_a_task_that_kills_its_workers_is_named(tmp_path: Path) -> None:
         assert engine.lost_workers == 3
     finally:
         engine.close()
+
+
+def test_running_tasks_are_not_waited_for_at_the_end(tmp_path: Path) -> None:
+    engine = LocalEngine(2)
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    tasks = [Task(square, {"number": 1}, tmp_path / "1"), *(Task(sleep, {}, tmp_path / f"s{i}") for i in range(3))]
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            engine.run(tasks, interrupt)
+    finally:
+        engine.close()
+    assert time.monotonic() - started < 30
+    assert not (tmp_path / "s0" / "task.json").exists()
 
 
 def test_unknown_engines_are_refused() -> None:

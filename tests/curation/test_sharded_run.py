@@ -179,6 +179,8 @@ def test_a_work_folder_belongs_to_one_run(tmp_path: Path) -> None:
     with pytest.raises(MifyError, match="holds other files"):
         curate(documents, tmp_path / "a", OPEN, work=tmp_path / "thesis")
     assert (tmp_path / "thesis" / "thesis.tex").read_text() == "precious"
+    with pytest.raises(MifyError, match=r"thesis.tex/work cannot be written \(Not a directory\)"):
+        curate(documents, tmp_path / "a", OPEN, work=tmp_path / "thesis" / "thesis.tex" / "work")
     with pytest.raises(MifyError, match="nothing to resume from"):
         curate(documents, "memory://x/out", OPEN, resume=True)
 

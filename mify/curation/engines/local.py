@@ -63,6 +63,9 @@ class LocalEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         if self._pool is not None:
+            # What still runs was given up: its output is whole or absent, so it need not be waited for.
+            for process in list((self._pool._processes or {}).values()):
+                process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 

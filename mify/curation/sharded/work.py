@@ -49,8 +49,11 @@ def work_folder(folder: Path, plan: Mapping[str, Any], *, resume: bool) -> Itera
     plan = {"format": FORMAT, "version": VERSION, **json.loads(json.dumps(plan))}
     if folder.is_dir() and not (folder / _PLAN).exists() and any(path.name != _LOCK for path in folder.iterdir()):
         raise MifyError(f"{folder} holds other files", "give a new or empty folder for the work")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise MifyError(f"{folder} cannot be written ({error.strerror})", "name another with --work-folder") from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
