@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,15 +98,21 @@ def bench(
 
 
 def print_rows(console: Console, rows: list[Row]) -> None:
-    """The rows by case, one line each: the figure beside its rival, its target and its verdict; notes below."""
+    """The rows by case, one line each: the figure beside its rival, its target and its verdict.
+
+    What several rows have to say besides is numbered and stands below; what one alone has to say stands under it.
+    """
     from rich.table import Table
     from rich.text import Text
 
+    said = Counter(row.note for row in rows)
     notes: list[str] = []
-    cells: list[tuple[str, list[Text]]] = []
+    cells: list[tuple[str, list[Text], str]] = []
     for row in rows:
-        mark = ""
-        if row.note and row.note != "the rival's own figure":
+        mark, own = "", ""
+        if row.note and said[row.note] == 1:
+            own = row.note
+        elif row.note and row.note != "the rival's own figure":
             if row.note not in notes:
                 notes.append(row.note)
             mark = f" ({notes.index(row.note) + 1})"
@@ -121,16 +128,17 @@ def print_rows(console: Console, rows: list[Row]) -> None:
                     Text(_shown(row.target)),
                     Text(verdict, style=_STYLES[row.status]) + Text(mark, style="dim"),
                 ],
+                own,
             )
         )
-    widths = [max((line[column].cell_len for _, line in cells), default=0) for column in range(6)]
+    widths = [max((line[column].cell_len for _, line, _ in cells), default=0) for column in range(6)]
     # A narrow terminal folds the names, never the figures.
     spare = sum(widths) + 2 * len(widths) - console.width
     for column, least in ((1, 14), (0, 14), (3, 12)):
         cut = max(0, min(spare, widths[column] - least))
         widths[column], spare = widths[column] - cut, spare - cut
     before = None
-    for case, line in cells:
+    for case, line, own in cells:
         if case != before:
             console.print(f"\n[bold]{case}[/bold]", highlight=False)
             before = case
@@ -139,6 +147,8 @@ def print_rows(console: Console, rows: list[Row]) -> None:
             table.add_column(width=width, overflow="fold")
         table.add_row(*line)
         console.print(table)
+        if own:
+            console.print(f"    {own}", style="dim", highlight=False)
     console.print()
     for number, note in enumerate(notes, 1):
         console.print(f"({number}) {note}", style="dim", highlight=False)
