@@ -120,17 +120,21 @@ def backward(
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     if not tokens:
         return dq, dk, dv
-    delta = torch.empty_like(lse)
+    # Rows padded to 16 bytes, as the copy engine asks.
+    statistics = lse.new_empty((2, heads, triton.cdiv(tokens, 4) * 4))
+    lse2, delta = statistics[..., :tokens]
     constants = _constants(q, k, causal, window)
-    kernels._delta_kernel[(triton.cdiv(tokens, 64), heads)](
-        grad, out, delta, tokens, HEADS=heads, DIM=dim, BLOCK_M=64, BLOCK_D=constants["BLOCK_D"], **LAUNCH
-    )
+    kernels._statistics_kernel[(triton.cdiv(tokens, 64), heads)](
+        grad, out, lse, lse2, delta, tokens, statistics.shape[2],
+        HEADS=heads, DIM=dim, BLOCK_M=64, BLOCK_D=constants["BLOCK_D"], **LAUNCH,
+    )  # fmt: skip
     summed = None if deterministic else torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     bulk = summed is not None and q.is_cuda  # Triton's interpreter knows no reduction through a descriptor
     reach = edges(cu_seqlens, tokens)
     by_keys = _tiles_for("keys" if deterministic else "keys and dq", q)
     kernels._key_kernel[_grid(triton.cdiv(tokens, by_keys.block_n) * k.shape[1], by_keys, q, persistent)](
-        _blocks(q, by_keys.block_m), k, v, _blocks(grad, by_keys.block_m), lse, delta,
+        _blocks(q, by_keys.block_m), k, v, _blocks(grad, by_keys.block_m),
+        _row_blocks(lse2, by_keys.block_m), _row_blocks(delta, by_keys.block_m),
         _blocks(summed, by_keys.block_m) if summed is not None and bulk else summed, dk, dv, *reach,
         *k.stride()[:2], *v.stride()[:2], tokens, window, scale,
         ADD_DQ=summed is not None, BULK=bulk, **constants, **by_keys.launch,
@@ -140,7 +144,8 @@ def backward(
     by_queries = _tiles_for("queries", q)
     kernels._query_kernel[_grid(triton.cdiv(tokens, by_queries.block_m) * heads, by_queries, q, persistent)](
         _blocks(q, by_queries.block_m), _blocks(k, by_queries.block_n), _blocks(v, by_queries.block_n),
-        _blocks(grad, by_queries.block_m), lse, delta, dq, *reach, tokens, window, scale,
+        _blocks(grad, by_queries.block_m), _row_blocks(lse2, by_queries.block_m),
+        _row_blocks(delta, by_queries.block_m), dq, *reach, tokens, window, scale,
         **constants, **by_queries.launch,
     )  # fmt: skip
     return dq, dk, dv
@@ -199,6 +204,11 @@ def _blocks(x: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), [*strides, 1], [rows, 1, width])
 
 
+def _row_blocks(x: Tensor, rows: int) -> TensorDescriptor:
+    """Blocks of `rows` of one head's row of (heads, tokens)."""
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows])
+
+
 def _constants(q: Tensor, k: Tensor, causal: bool, window: int) -> dict[str, Any]:
     return {
         "HEADS": q.shape[1],
@@ -211,7 +221,7 @@ def _constants(q: Tensor, k: Tensor, causal: bool, window: int) -> dict[str, Any
     }
 
 
-_KERNELS = {
+_KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "forward": (kernels._forward_kernel, {}),
     "keys": (kernels._key_kernel, {"ADD_DQ": False, "BULK": False, "dq_sums": None}),
     "keys and dq": (kernels._key_kernel, {"ADD_DQ": True, "BULK": True}),
@@ -240,14 +250,17 @@ def _case(kernel: str, chosen: Tiles, sizes: tuple[int, int, int], label: str, w
     function, extra = _KERNELS[kernel]
     types: dict[str, str] = dict.fromkeys(("tokens", "window"), "i32")
     types |= dict.fromkeys(("k_ptr", "v_ptr", "out_ptr", "dq_ptr", "dk_ptr", "dv_ptr"), "*bf16")
-    types |= dict.fromkeys(("lse_ptr", "delta_ptr"), "*fp32") | dict.fromkeys(("start_ptr", "end_ptr"), "*i32")
+    types |= {"lse_ptr": "*fp32"} | dict.fromkeys(("start_ptr", "end_ptr"), "*i32")
+    types |= dict.fromkeys(("lse2_tensor", "delta_tensor"), f"tensordesc<fp32[1, {chosen.block_m}]>")
     types |= dict.fromkeys(("k_token", "k_head", "v_token", "v_head"), "i32*16")
     types |= dict.fromkeys(("scale", "scale_log2"), "fp32")
     for name, rows in (("q", chosen.block_m), ("grad", chosen.block_m), ("k", chosen.block_n), ("v", chosen.block_n)):
         types[f"{name}_tensor"] = f"tensordesc<bf16[{rows}, 1, {dim}]>"
     types["dq_sums"] = f"tensordesc<fp32[{chosen.block_m}, 1, {dim}]>"
-    constants = {"HEADS": heads, "GROUP": group, "DIM": dim, "BLOCK_D": dim, "CAUSAL": True, "WINDOW": window,
-                 "PRECISION": "tf32", "BLOCK_M": chosen.block_m, "BLOCK_N": chosen.block_n, **extra}  # fmt: skip
+    constants: dict[str, Any] = {
+        "HEADS": heads, "GROUP": group, "DIM": dim, "BLOCK_D": dim, "CAUSAL": True, "WINDOW": window,
+        "PRECISION": "tf32", "BLOCK_M": chosen.block_m, "BLOCK_N": chosen.block_n, **extra,
+    }  # fmt: skip
     if kernel == "forward":
         constants["SPECIALIZED"] = chosen.specialized
     arguments = {name: types[name] for name in function.arg_names if name not in constants}

@@ -54,7 +54,7 @@ def _runs(low, high, BLOCK: tl.constexpr):
     no mask; the edges on both sides do. A tile with rows beyond the tokens masks throughout: their range begins at the
     end, and so does the whole part.
     """
-    begin = tl.min(low, 0)
+    begin = tl.min(low, 0) // 4 * 4  # 4 fp32 numbers are 16 bytes, where rows of them may begin: see `_load_row`
     end = tl.max(high, 0)
     whole_begin = begin + tl.cdiv(tl.max(low, 0) - begin, BLOCK) * BLOCK
     whole_end = whole_begin + tl.maximum(tl.min(high, 0) - whole_begin, 0) // BLOCK * BLOCK
@@ -90,6 +90,16 @@ def _tile_of(unit, tiles):
 def _load(tensor, first, head, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
     """(BLOCK, BLOCK_D) rows of one head from token `first` on; zeros beyond the tokens and the head dimension."""
     return tensor.load([first, head, 0]).reshape(BLOCK, BLOCK_D)
+
+
+@triton.jit
+def _load_row(tensor, first, head, BLOCK: tl.constexpr):
+    """(BLOCK,) numbers of one head from token `first` on, a multiple of 4; zeros beyond the tokens.
+
+    By the copy engine, like the blocks: Triton 3.6 copies them one by one where they come through pointers, and spills
+    ten times as much.
+    """
+    return tensor.load([head, first]).reshape(BLOCK)
 
 
 @triton.jit
@@ -170,11 +180,14 @@ def _forward_kernel(
 
 
 @triton.jit
-def _delta_kernel(
+def _statistics_kernel(
     grad_ptr,  # (tokens, HEADS, DIM), dense
     out_ptr,  # likewise
-    delta_ptr,  # (HEADS, tokens) fp32
+    lse_ptr,  # (HEADS, tokens) fp32
+    lse2_ptr,  # (HEADS, row) fp32: lse in base 2
+    delta_ptr,  # (HEADS, row) fp32: the sum of grad · out of each row
     tokens,
+    row,  # tokens and what makes a row a multiple of 16 bytes
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -187,12 +200,16 @@ def _delta_kernel(
     mask = (token < tokens)[:, None] & (column < DIM)
     grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
     out = tl.load(out_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(delta_ptr + head.to(tl.int64) * tokens + token, tl.sum(grad * out, 1), mask=token < tokens)
+    inside = token < tokens
+    lse = tl.load(lse_ptr + head.to(tl.int64) * tokens + token, mask=inside, other=0.0)
+    at = head.to(tl.int64) * row + token
+    tl.store(lse2_ptr + at, lse * _LOG2E, mask=inside)
+    tl.store(delta_ptr + at, tl.sum(grad * out, 1), mask=inside)
 
 
 @triton.jit
 def _slopes_of_keys(
-    dk, dv, k, v, low, high, q_tensor, grad_tensor, dq_sums, head, lse_base, delta_base,
+    dk, dv, k, v, low, high, q_tensor, grad_tensor, dq_sums, head, lse2_tensor, delta_tensor,
     begin, whole_begin, whole_end, end, tokens, scale,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr, ADD_DQ: tl.constexpr, BULK: tl.constexpr,
@@ -204,21 +221,15 @@ def _slopes_of_keys(
         q = _load(q_tensor, first, head, BLOCK_M, BLOCK_D)
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         # lse and delta are read where they are needed, not before: 16 registers a thread decide about spilling here.
-        if MASKED:
-            lse = tl.load(lse_base + query, mask=query < tokens, other=0.0)
-        else:
-            lse = tl.load(lse_base + query)
-        weights = tl.exp2(scores * (scale * _LOG2E) - (lse * _LOG2E)[None, :])
+        lse2 = _load_row(lse2_tensor, first, head, BLOCK_M)
+        weights = tl.exp2(scores * (scale * _LOG2E) - lse2[None, :])
         if MASKED:
             seen = (query[None, :] >= low[:, None]) & (query[None, :] < high[:, None])
             weights = tl.where(seen, weights, 0.0)
         grad = _load(grad_tensor, first, head, BLOCK_M, BLOCK_D)
         dv = tl.dot(weights.to(grad.dtype), grad, dv, input_precision=PRECISION)
         slopes = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
-        if MASKED:
-            delta = tl.load(delta_base + query, mask=query < tokens, other=0.0)
-        else:
-            delta = tl.load(delta_base + query)
+        delta = _load_row(delta_tensor, first, head, BLOCK_M)
         slopes = (weights * (slopes - delta[None, :])).to(q.dtype)
         dk = tl.dot(slopes, q, dk, input_precision=PRECISION)
         if ADD_DQ:
@@ -238,8 +249,8 @@ def _key_kernel(
     k_ptr,  # (tokens, HEADS / GROUP, DIM)
     v_ptr,  # likewise
     grad_tensor,  # (tokens, HEADS, DIM), a descriptor like q's
-    lse_ptr,  # (HEADS, tokens) fp32
-    delta_ptr,  # (HEADS, tokens) fp32
+    lse2_tensor,  # (HEADS, tokens) fp32, a descriptor with blocks of (1, BLOCK_M)
+    delta_tensor,  # likewise
     dq_sums,  # (tokens, HEADS, DIM) fp32, dense, zeros; with BULK a descriptor like q's; with ADD_DQ
     dk_ptr,  # (tokens, HEADS / GROUP, DIM), dense
     dv_ptr,  # likewise
@@ -283,15 +294,13 @@ def _key_kernel(
         dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         for member in range(0, GROUP):
             head = kv_head * GROUP + member
-            lse_base = lse_ptr + head.to(tl.int64) * tokens
-            delta_base = delta_ptr + head.to(tl.int64) * tokens
             dk, dv = _slopes_of_keys(
-                dk, dv, k, v, low, high, q_tensor, grad_tensor, dq_sums, head, lse_base, delta_base,
+                dk, dv, k, v, low, high, q_tensor, grad_tensor, dq_sums, head, lse2_tensor, delta_tensor,
                 begin, whole_begin, whole_end, end, tokens, scale,
                 HEADS, DIM, BLOCK_D, BLOCK_M, True, PRECISION, ADD_DQ, BULK,
             )  # fmt: skip
             dk, dv = _slopes_of_keys(
-                dk, dv, k, v, low, high, q_tensor, grad_tensor, dq_sums, head, lse_base, delta_base,
+                dk, dv, k, v, low, high, q_tensor, grad_tensor, dq_sums, head, lse2_tensor, delta_tensor,
                 begin, whole_begin, whole_end, end, tokens, scale,
                 HEADS, DIM, BLOCK_D, BLOCK_M, False, PRECISION, ADD_DQ, BULK,
             )  # fmt: skip
@@ -302,7 +311,7 @@ def _key_kernel(
 
 @triton.jit
 def _slopes_of_queries(
-    dq, q, grad, lse, delta, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale,
+    dq, q, grad, lse2, delta, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     count, left, left_at, right_at = _blocks(begin, whole_begin, whole_end, end, MASKED, BLOCK_N)
@@ -310,7 +319,7 @@ def _slopes_of_queries(
         first = tl.where(index < left, left_at + index * BLOCK_N, right_at + (index - left) * BLOCK_N)
         k = _load(k_tensor, first, kv_head, BLOCK_N, BLOCK_D)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        weights = tl.exp2(scores * (scale * _LOG2E) - (lse * _LOG2E)[:, None])
+        weights = tl.exp2(scores * (scale * _LOG2E) - lse2[:, None])
         if MASKED:
             key = (first + tl.arange(0, BLOCK_N))[None, :]
             weights = tl.where((key >= low[:, None]) & (key < high[:, None]), weights, 0.0)
@@ -326,8 +335,8 @@ def _query_kernel(
     k_tensor,  # (tokens, HEADS / GROUP, DIM), a descriptor with blocks of (BLOCK_N, 1, BLOCK_D)
     v_tensor,  # likewise
     grad_tensor,  # (tokens, HEADS, DIM), a descriptor like q's
-    lse_ptr,  # (HEADS, tokens) fp32
-    delta_ptr,  # (HEADS, tokens) fp32
+    lse2_tensor,  # (HEADS, tokens) fp32, a descriptor with blocks of (1, BLOCK_M)
+    delta_tensor,  # likewise
     dq_ptr,  # (tokens, HEADS, DIM), dense
     start_ptr,  # (tokens,) int32
     end_ptr,  # (tokens,) int32
@@ -354,16 +363,16 @@ def _query_kernel(
         begin, whole_begin, whole_end, end = _runs(low, high, BLOCK_N)
         q = _load(q_tensor, first, head, BLOCK_M, BLOCK_D)
         grad = _load(grad_tensor, first, head, BLOCK_M, BLOCK_D)
-        lse = tl.load(lse_ptr + head.to(tl.int64) * tokens + row, mask=inside, other=0.0)
-        delta = tl.load(delta_ptr + head.to(tl.int64) * tokens + row, mask=inside, other=0.0)
+        lse2 = _load_row(lse2_tensor, first, head, BLOCK_M)
+        delta = _load_row(delta_tensor, first, head, BLOCK_M)
         kv_head = head // GROUP
         dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         dq = _slopes_of_queries(
-            dq, q, grad, lse, delta, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale,
+            dq, q, grad, lse2, delta, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale,
             BLOCK_D, BLOCK_N, True, PRECISION,
         )  # fmt: skip
         dq = _slopes_of_queries(
-            dq, q, grad, lse, delta, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale,
+            dq, q, grad, lse2, delta, low, high, k_tensor, v_tensor, kv_head, begin, whole_begin, whole_end, end, scale,
             BLOCK_D, BLOCK_N, False, PRECISION,
         )  # fmt: skip
         column = tl.arange(0, BLOCK_D)
