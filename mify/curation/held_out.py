@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
-from typing import TypeVar
-
-from mify.curation.documents import Document
-
-T = TypeVar("T")
+from collections.abc import Iterable
 
 
 def keyed_hash(seed: int, *parts: str) -> int:
@@ -52,27 +47,3 @@ def _limit(fraction: float) -> int:
     if not 0.0 <= fraction < 1.0:
         raise ValueError(f"fraction = {fraction}: a value from 0 to below 1 is expected")
     return int(fraction * 2**64)
-
-
-def split_held_out(
-    documents: Sequence[Document], *, fraction: float, min_documents: int, seed: int
-) -> tuple[list[Document], list[Document]]:
-    """(train, held out), the share and the minimum holding for every domain by itself."""
-    held: set[str] = set()
-    for group in group_by((document.domain, document.text_sha256) for document in documents).values():
-        held |= held_out_hashes(group, fraction=fraction, min_count=min_documents, seed=seed)
-    sides: tuple[list[Document], list[Document]] = ([], [])
-    for document in documents:
-        sides[document.text_sha256 in held].append(document)
-    return sides
-
-
-K = TypeVar("K", bound=Hashable)
-
-
-def group_by(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
-    """Values by key, keys in the order of their first appearance."""
-    groups: dict[K, list[T]] = {}
-    for key, value in pairs:
-        groups.setdefault(key, []).append(value)
-    return groups

@@ -95,11 +95,6 @@ def examine(document: Document, config: CurationConfig) -> Verdict:
     return Verdict(None, changes, dict(redactions))
 
 
-def examine_all(documents: list[Document], config: CurationConfig) -> list[Verdict]:
-    """`examine` of a chunk: what a worker process does."""
-    return [examine(document, config) for document in documents]
-
-
 def _license(document: Document, config: CurationConfig, changes: dict[str, str]) -> Rejection | None:
     # What a file says of itself goes before what its folder or package says of it.
     license = header_license(document.text) or notice_license(document.text) or document.license

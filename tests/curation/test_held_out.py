@@ -5,36 +5,37 @@ from __future__ import annotations
 import pytest
 
 from mify.curation.documents import Document
-from mify.curation.held_out import held_out_hashes, keyed_hash, split_held_out
+from mify.curation.held_out import held_out_hashes, is_held_out, keyed_hash
 
 
 def make(index: int, domain: str = "code", path: str = "") -> Document:
     return Document.create(f"text {index}", domain, "python", "MIT", "s", "r", path or f"{index}.py")
 
 
-def test_share_and_minimum_hold_per_domain() -> None:
-    documents = [make(index) for index in range(5000)] + [make(index, "math", f"m{index}") for index in range(30)]
-    train, held = split_held_out(documents, fraction=0.02, min_documents=10, seed=0)
-    assert len(train) + len(held) == len(documents)
-    code = sum(document.domain == "code" for document in held)
-    assert 70 <= code <= 140  # 100 expected, 10 of standard deviation
-    assert sum(document.domain == "math" for document in held) >= 10
+def test_share_and_minimum_hold() -> None:
+    hashes = [make(index).text_sha256 for index in range(5000)]
+    assert 70 <= len(held_out_hashes(hashes, fraction=0.02, min_count=10, seed=0)) <= 140  # 100, standard deviation 10
+    assert len(held_out_hashes(hashes[:30], fraction=0.02, min_count=10, seed=0)) == 10
 
 
-def test_copies_stand_on_one_side_even_across_domains() -> None:
-    documents = [make(index % 100, ("code", "text")[index % 2], f"{index}") for index in range(1000)]
-    train, held = split_held_out(documents, fraction=0.3, min_documents=0, seed=3)
-    assert held
-    assert {document.text_sha256 for document in train}.isdisjoint(document.text_sha256 for document in held)
+def test_copies_stand_on_one_side() -> None:
+    first, second = (make(7, path=path).text_sha256 for path in ("a.py", "b.py"))
+    for seed in range(50):
+        assert len({is_held_out(digest, fraction=0.3, seed=seed) for digest in (first, second)}) == 1
 
 
 def test_the_split_does_not_depend_on_order_and_does_on_the_seed() -> None:
-    documents = [make(index) for index in range(500)]
-    first = split_held_out(documents, fraction=0.1, min_documents=0, seed=1)[1]
-    again = split_held_out(documents[::-1], fraction=0.1, min_documents=0, seed=1)[1]
-    other = split_held_out(documents, fraction=0.1, min_documents=0, seed=2)[1]
-    assert {document.id for document in first} == {document.id for document in again}
-    assert {document.id for document in first} != {document.id for document in other}
+    hashes = [make(index).text_sha256 for index in range(500)]
+    first = held_out_hashes(hashes, fraction=0.1, min_count=0, seed=1)
+    assert first == held_out_hashes(hashes[::-1], fraction=0.1, min_count=0, seed=1)
+    assert first != held_out_hashes(hashes, fraction=0.1, min_count=0, seed=2)
+
+
+def test_one_content_is_judged_as_among_all() -> None:
+    hashes = [make(index).text_sha256 for index in range(500)]
+    for fraction in (0.0, 0.02, 0.5):
+        alone = {digest for digest in hashes if is_held_out(digest, fraction=fraction, seed=3)}
+        assert alone == held_out_hashes(hashes, fraction=fraction, min_count=0, seed=3)
 
 
 def test_a_smaller_share_is_part_of_a_larger_one() -> None:
