@@ -37,6 +37,12 @@ def integer(name: str, x: Tensor, *dtypes: torch.dtype) -> None:
         raise TypeError(f"{name} has dtype {x.dtype}; it must be {' or '.join(str(d) for d in dtypes)}")
 
 
+def whole_number(name: str, x: object) -> None:
+    """Raises TypeError unless `x` is an int (True and False are none here)."""
+    if not isinstance(x, (int, torch.SymInt)) or isinstance(x, bool):
+        raise TypeError(f"{name} is {x!r}; it must be an int")
+
+
 def same(name: str, x: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
     """Raises ValueError unless `x` and `other` lie on one device and, if `dtype`, share the dtype."""
     if x.device != other.device:

@@ -270,6 +270,8 @@ def gqa_attention(
         raise ValueError(f"q has {q.shape[1]} heads and k {k.shape[1]}; the first must be a multiple of the second")
     checks.integer("cu_seqlens", cu_seqlens, torch.int32)
     checks.same("cu_seqlens", cu_seqlens, "q", q, dtype=False)
+    checks.whole_number("window", window)
+    checks.whole_number("max_seqlen", max_seqlen)
     if window < 0:
         raise ValueError(f"window is {window}; it must be 0 (unlimited) or positive")
     if max_seqlen < 1:

@@ -219,6 +219,20 @@ print([o.double().flatten().tolist() for o in outs])
         ({"scale": math.nan}, ValueError, "scale is nan"),
         ({"impl": "fast"}, ValueError, "no backend of 'gqa'"),
         ({"impl": "sdpa", "window": 4}, ValueError, "it has no sliding window"),
+        ({"impl": "triton"}, ValueError, "it needs a GPU, or TRITON_INTERPRET=1|triton is not installed"),
+        ({"impl": "gqa=cudnn"}, ValueError, "it runs on a GPU"),
+        ({"q": torch.zeros(8, 4, 16).to_sparse()}, TypeError, "q has the layout torch.sparse_coo"),
+        ({"q": torch.zeros(8, 0, 16)}, ValueError, "multiple"),
+        ({name: torch.zeros(8, 2, 0) for name in "qkv"}, ValueError, "head dimension must be positive"),
+        ({"q": torch.zeros(8, 4, 16, dtype=torch.complex64)}, TypeError, "q has dtype torch.complex64"),
+        ({"q": torch.zeros(8, 4, 16).bfloat16()}, ValueError, "k has dtype torch.float32 but q has torch.bfloat16"),
+        ({"q": torch.zeros(8, 4, 32)}, ValueError, "k has shape"),
+        ({"cu_seqlens": torch.tensor([[0, 8]], dtype=torch.int32)}, ValueError, "cu_seqlens has shape"),
+        ({"cu_seqlens": torch.tensor([0, -3, 8], dtype=torch.int32)}, ValueError, "falls from 0 to -3 at index 1"),
+        ({"cu_seqlens": torch.tensor([0, 8], dtype=torch.int32, device="meta")}, ValueError, "cu_seqlens is on meta"),
+        ({"cu_seqlens": [0, 8]}, TypeError, "cu_seqlens is a list"),
+        ({"max_seqlen": 8.0}, TypeError, "max_seqlen is 8.0"),
+        ({"window": 2.5}, TypeError, "window is 2.5"),
     ],
 )
 def test_mistakes_are_named(change: dict[str, object], error: type[Exception], words: str) -> None:
@@ -231,6 +245,24 @@ def test_mistakes_are_named(change: dict[str, object], error: type[Exception], w
     }
     with pytest.raises(error, match=words):
         gqa_attention(**{**arguments, **change})  # type: ignore[arg-type]
+
+
+def test_memory_that_overlaps_or_lies_askew_is_read_right() -> None:
+    """Heads that share memory, rows that share memory, and a storage that begins at an odd address."""
+    cu = cu_seqlens_of([20, 11])
+    q = inputs(31, 4, 2, 16)[0]
+    pool = torch.randn(31 * 16 + 64)
+    shared = pool.as_strided((31, 2, 16), (16, 8, 1), 3)  # a head begins in the middle of the other, rows overlap
+    expected = plain([20, 11])(q, shared.clone(), shared.clone())
+    for impl in IMPLS:
+        torch.testing.assert_close(gqa_attention(q, shared, shared, cu, 32, impl=impl), expected)
+        leaf = pool.clone().requires_grad_()
+        view = leaf.as_strided((31, 2, 16), (16, 8, 1), 3)
+        gqa_attention(q, view, view, cu, 32, impl=impl).sum().backward()
+        other = pool.clone().requires_grad_()
+        view = other.as_strided((31, 2, 16), (16, 8, 1), 3)
+        plain([20, 11])(q, view, view).sum().backward()
+        torch.testing.assert_close(leaf.grad, other.grad)
 
 
 def test_bounds_changed_in_place_are_read_again() -> None:
