@@ -8,7 +8,7 @@ PIP    := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 BUILD  := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc bindings -type f -not -name '.*')
 
-.PHONY: demo test test-all lint format bench rivals clean
+.PHONY: demo test test-all test-vllm lint format bench rivals clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -45,6 +45,15 @@ rivals: $(RIVALS)  ## environments of the rivals that cannot live beside mify, f
 .rivals/%/.done: requirements/rivals/%.txt
 	test -x .rivals/$*/bin/python || $(PYTHON) -m venv .rivals/$*
 	.rivals/$*/bin/pip install --disable-pip-version-check --quiet --no-deps -r $<
+	touch $@
+
+# vLLM declares its own torch, so it is installed with what it asks for, unlike the rivals above.
+test-vllm: $(VENV)/.dev .rivals/vllm/.done  ## exports in the real vLLM, on a CPU: about 3 GB, so asked for by name only
+	PATH="$(CURDIR)/.rivals/vllm/bin:$$PATH" MIFY_TEST_VLLM=1 $(BIN)/python -m pytest -m slow tests/serve/test_vllm.py
+
+.rivals/vllm/.done: requirements/vllm.txt
+	test -x .rivals/vllm/bin/python || $(PYTHON) -m venv .rivals/vllm
+	.rivals/vllm/bin/pip install --disable-pip-version-check --quiet -r $<
 	touch $@
 
 clean:  ## the virtual environments and what was built

