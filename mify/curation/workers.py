@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -75,18 +77,31 @@ def workers(count: int) -> Iterator[Workers]:
     if count == 1:
         yield Workers(1, None)
         return
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_leave_interrupts_to_the_parent)
+    pool = new_pool(count)
     try:
         yield Workers(count, pool)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    """Ctrl-C reaches the whole process group; without this every worker prints a traceback of its own."""
+def new_pool(count: int) -> ProcessPoolExecutor:
+    """`count` processes, started as `workers` says, that leave Ctrl-C to their parent and end when it is gone."""
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context(method), initializer=_begin_worker)
+
+
+def _begin_worker() -> None:
+    # Ctrl-C reaches the whole process group; without this every worker prints a traceback of its own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The server of forks ends with the process that asked for it, and its children get another parent.
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

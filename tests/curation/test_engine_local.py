@@ -152,6 +152,13 @@ def test_running_tasks_are_not_waited_for_at_the_end(tmp_path: Path) -> None:
     assert not (tmp_path / "s0" / "task.json").exists()
 
 
+def test_another_version_of_mify_is_refused(tmp_path: Path) -> None:
+    engine = LocalEngine(1)
+    with pytest.raises(MifyError, match=r"a worker has mify .*, the driver 0\.0\.9"):
+        engine.run([Task(square, {"number": 1}, tmp_path / "1", version="0.0.9")], ignore)
+    assert not (tmp_path / "1").exists()
+
+
 def test_unknown_engines_are_refused() -> None:
     with pytest.raises(MifyError, match="the engine 'spark' is not known"):
         open_engine("spark", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,19 @@ def test_a_work_folder_belongs_to_one_run(tmp_path: Path) -> None:
         curate(documents, tmp_path / "a", OPEN, work=tmp_path / "thesis" / "thesis.tex" / "work")
     with pytest.raises(MifyError, match="nothing to resume from"):
         curate(documents, "memory://x/out", OPEN, resume=True)
+
+
+def test_a_work_folder_that_workers_do_not_share_is_named(tmp_path: Path) -> None:
+    class Elsewhere(LocalEngine):
+        """As if every worker had a disk of its own."""
+
+        def run(self, tasks: Sequence[Task], done: Callable[[int], None]) -> list[Outcome]:
+            outcomes = super().run(tasks, done)
+            shutil.rmtree(tasks[0].output)
+            return outcomes
+
+    with pytest.raises(MifyError, match=r"the output of a worker \(filter shard 0 of .*\) is not in"):
+        curate(mixed()[0], tmp_path / "out", OPEN, engine=Elsewhere())
 
 
 def test_output_files_and_formats_hold_the_same_rows(tmp_path: Path) -> None:

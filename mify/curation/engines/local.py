@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from mify.curation.engines.tasks import Outcome, Task, checked, execute
+from mify.curation.workers import new_pool
 from mify.errors import MifyError
 
 # A task whose worker dies this often is what kills it.
@@ -78,7 +74,7 @@ class LocalEngine:
         done: Callable[[int], None],
     ) -> list[int]:
         """Runs tasks until all are done or the pool breaks; returns those that were in flight then."""
-        pool = self._pool = self._pool or self._new_pool()
+        pool = self._pool = self._pool or new_pool(self.num_workers)
         flying: dict[Future[Outcome], int] = {}
         try:
             while todo or flying:
@@ -102,23 +98,3 @@ class LocalEngine:
             for future in flying:
                 future.cancel()
         return sorted(flying.values())
-
-    def _new_pool(self) -> ProcessPoolExecutor:
-        # A fork of a process whose threads hold locks (torch, Arrow, progress bars) can hang.
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        return ProcessPoolExecutor(
-            self.num_workers, mp_context=multiprocessing.get_context(method), initializer=_begin_worker
-        )
-
-
-def _begin_worker() -> None:
-    """Ctrl-C reaches the whole process group: the parent sees to it. And a worker ends when its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mify import __version__
 from mify.errors import MifyError
 from mify.files import atomic_folder, read_json, sha256_file
 
@@ -37,6 +38,7 @@ class Task:
         reads: digests of the tasks whose output it reads.
         label: for messages, e.g. "filter, shard 12".
         places: arguments that say where things lie, not what they are: they are no part of the key.
+        version: of the mify that asks for it.
     """
 
     work: Work
@@ -45,6 +47,7 @@ class Task:
     reads: tuple[str, ...] = ()
     label: str = ""
     places: Mapping[str, Any] = field(default_factory=dict)
+    version: str = __version__
 
     @property
     def name(self) -> str:
@@ -98,6 +101,9 @@ class Engine(Protocol):
 
 def execute(task: Task) -> Outcome:
     """Runs a task unless it is done: what a worker does, wherever it is."""
+    if task.version != __version__:
+        problem = f"a worker has mify {__version__}, the driver {task.version}"
+        return Outcome({}, error=(problem, "install the same version on all nodes"))
     if (done := _stamped(task)) is not None:
         return done
     try:

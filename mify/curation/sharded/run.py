@@ -21,13 +21,14 @@ from typing import Any
 
 from mify.curation.config import CurationConfig
 from mify.curation.documents import Document, Rejected
-from mify.curation.engines.tasks import Engine, Outcome, Task, checked, execute
+from mify.curation.engines.tasks import STAMP, Engine, Outcome, Task, checked, execute
 from mify.curation.minhash import choose_bands, near_report, prefilter
 from mify.curation.outputs import OutputFormat
 from mify.curation.readers import Limits, Piece
 from mify.curation.sharded import deciding, filtering, pairing, partitions, reading, signing, starring, writing
 from mify.curation.signatures import SignatureConfig
 from mify.curation.stages import EXACT_DUPLICATES, NEAR_DUPLICATES
+from mify.errors import MifyError
 from mify.files import remove_leftovers
 from mify.typed_tree import to_plain
 
@@ -375,6 +376,12 @@ class ShardedRun:
                 self.progress(stage, done, whole)
 
         outcomes = self.engine.run(tasks, ended)
+        for task in tasks:
+            if not (task.output / STAMP).is_file():
+                raise MifyError(
+                    f"the output of a worker ({task.label or task.name}) is not in {task.output}",
+                    "name a --work-folder on a disk that all nodes share",
+                )
         self.tasks += len(tasks)
         self.resumed_tasks += sum(outcome.resumed for outcome in outcomes)
         return Step(outcomes, [str(task.output) for task in tasks])
