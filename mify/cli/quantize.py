@@ -31,7 +31,7 @@ def quantize(
         typer.Option(
             "--calibration",
             help="Text of the kind the model is for: a file, a folder, the curation's documents.parquet, or token "
-            "shards. awq8 and awq4 need it; the others report each layer's output error on it.",
+            "shards. awq8 and awq4 need it; the others round with feedback by it, which costs less accuracy.",
         ),
     ] = None,
     calibration_tokens: Annotated[int, typer.Option(min=1, help="How much of it is used.")] = 16_384,

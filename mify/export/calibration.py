@@ -28,12 +28,14 @@ class LinearInput:
         mean: (width,) mean |x| of each channel.
         rows: (≤ samples, width) some tokens' inputs, evenly spaced.
         tokens: how many were seen.
+        gram: (width, width) xᵀx over all tokens, where it was asked for.
     """
 
     amax: float
     mean: Tensor
     rows: Tensor
     tokens: int
+    gram: Tensor | None = None
     _parts: list[Tensor] = field(default_factory=list)
 
 
@@ -67,11 +69,14 @@ def linear_inputs(model: Model, sequences: Sequence[Sequence[int]], *, samples: 
 
 
 @contextmanager
-def watching(modules: Mapping[str, nn.Module], every: int, samples: int) -> Iterator[dict[str, LinearInput]]:
+def watching(
+    modules: Mapping[str, nn.Module], every: int, samples: int, *, gram: bool = False
+) -> Iterator[dict[str, LinearInput]]:
     """Records what goes into `modules` while it is entered; the figures are final once it is left.
 
     Args:
         modules: by the name to record each under. every: one token's input in so many is kept whole, at most `samples`.
+        gram: whether xᵀx is summed up too.
     """
     seen: dict[str, LinearInput] = {}
 
@@ -81,9 +86,12 @@ def watching(modules: Mapping[str, nn.Module], every: int, samples: int) -> Iter
             known = seen.get(name)
             kept = x[(-(known.tokens if known else 0)) % every :: every].cpu()
             amax, summed = float(x.abs().max()), x.abs().sum(0).cpu()
+            product = (x.t() @ x).cpu() if gram else None
             if known is None:
-                seen[name] = LinearInput(amax, summed, torch.empty(0), len(x), [kept])
+                seen[name] = LinearInput(amax, summed, torch.empty(0), len(x), product, [kept])
                 return
+            if known.gram is not None and product is not None:
+                known.gram += product
             known.amax = max(known.amax, amax)
             known.mean += summed
             known.tokens += len(x)

@@ -69,6 +69,7 @@ def export_quantized(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     facts: CardFacts | None = None,
     observe: Observe | None = None,
+    gram_of: Callable[[str], Tensor | None] = lambda name: None,
 ) -> Path:
     """Writes a quantized Hugging Face folder.
 
@@ -76,6 +77,7 @@ def export_quantized(
         model: a model, or the weights of a file, which are then streamed a tensor at a time.
         kind: of `mify.quantization.scheme`. group_size: where it has groups; None chooses.
         dtype: of what is not quantized. facts: for the model card (README.md).
+        gram_of: weight name → xᵀx of what goes into the layer, where rounding is to heed it (`Scheme.encode`).
         observe: called with the name, the weight and what stands for it, of every quantized layer.
     """
     weights = as_weights(model)
@@ -90,7 +92,7 @@ def export_quantized(
             entries[name] = Entry(dtype, shape)
 
     def encode(name: str, weight: Tensor) -> dict[str, Tensor]:
-        parts = scheme.encode(weight, f"{weights.source}: {name}")
+        parts = scheme.encode(weight, f"{weights.source}: {name}", gram_of(name))
         if observe is not None:
             observe(name, weight, parts)
         return parts

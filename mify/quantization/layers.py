@@ -38,13 +38,16 @@ class LayerPass:
 
     Args:
         sequences: token ids, each at most the context long. samples: tokens of which a layer's inputs are kept whole.
+        gram: whether xᵀx of the inputs is summed up.
 
     Raises:
         MifyError: too little text, an id beyond the vocabulary.
     """
 
-    def __init__(self, weights: Weights, sequences: Sequence[Sequence[int]], *, samples: int = 512) -> None:
-        self._weights, self._samples = weights, samples
+    def __init__(
+        self, weights: Weights, sequences: Sequence[Sequence[int]], *, samples: int = 512, gram: bool = False
+    ) -> None:
+        self._weights, self._samples, self._gram = weights, samples, gram
         total = sum(len(sequence) for sequence in sequences)
         if total < MIN_TOKENS:
             raise MifyError(
@@ -90,7 +93,7 @@ class LayerPass:
             for name, module in block.named_modules()
             if name.endswith("_proj") and name.rpartition(".")[2] not in SHARED
         }
-        with watching(modules, self._every, self._samples) as self.inputs:
+        with watching(modules, self._every, self._samples, gram=self._gram) as self.inputs:
             for chunk in self._chunks:
                 chunk.branch, chunk.stream = block(
                     chunk.branch, chunk.stream, chunk.cos, chunk.sin, chunk.cu_seqlens, chunk.max_seqlen, None

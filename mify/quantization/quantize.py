@@ -4,6 +4,8 @@
     fp8-block  E4M3, a scale for 128×128             awq4   int4 after activation-aware scaling
     int8       int8 weights alone, a scale a row
 
+With calibration text, fp8, fp8-block and int8 round with error feedback (`feedback`); without, to the nearest.
+
 The folder that is written is one that engines load (`mify.export.quantized`). Memory: the largest tensor and what
 stands for it; awq8 and awq4, and any method that is given calibration text, hold one layer and the calibration tokens'
 hidden states instead.
@@ -71,7 +73,7 @@ def quantize(
 
     Args:
         method: one of `METHODS`.
-        sequences: calibration token ids; awq8 and awq4 need them.
+        sequences: calibration token ids; awq8 and awq4 need them, the others round better with them.
         group_size: columns that share a scale, where the method has groups; None: the most of 128, 64 and 32 that fit.
         dtype: of what is not quantized. facts: for the model card.
         progress: progress(layers done, layers).
@@ -92,20 +94,31 @@ def quantize(
         source = awq = AwqWeights(weights, sequences, scheme)
         layers = awq.layers
     elif sequences is not None:
-        layers = LayerPass(weights, sequences)
+        layers = LayerPass(weights, sequences, gram=True)
     errors: list[LayerError] = []
     count = sum(map(is_linear, tensor_shapes(weights.config)))
 
+    def gram_of(name: str) -> Tensor | None:
+        if layers is None or method in CALIBRATED:
+            return None
+        while (seen := layers.inputs_of(name)) is None:
+            layers.advance()
+        return seen.gram
+
     def observe(name: str, weight: Tensor, parts: dict[str, Tensor]) -> None:
-        if layers is not None and method not in CALIBRATED:
-            while layers.inputs_of(name) is None:
-                layers.advance()
         errors.append(_error(name, weight.float(), scheme.decode(parts), layers, source))
         if progress is not None:
             progress(len(errors), count)
 
     folder = export_quantized(
-        source, out, scheme.kind, group_size=scheme.group_size or None, dtype=dtype, facts=facts, observe=observe
+        source,
+        out,
+        scheme.kind,
+        group_size=scheme.group_size or None,
+        dtype=dtype,
+        facts=facts,
+        observe=observe,
+        gram_of=gram_of,
     )
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     report: dict[str, Any] = {

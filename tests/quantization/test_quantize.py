@@ -130,7 +130,8 @@ def test_what_is_written_is_read_back_with_a_report(
     assert len(report["layers"]) == 14
     limits = {"fp8": 0.03, "fp8-block": 0.03, "int8": 0.012, "awq8": 0.012, "awq4": 0.2}
     for layer in report["layers"]:
-        assert 0 < layer["weight_error"] < limits[method]
+        # Feedback moves weights further than rounding alone, to where it shows least in the output.
+        assert 0 < layer["weight_error"] < 3 * limits[method]
         assert 0 < layer["output_error"] < limits[method]
     loaded = load(tmp_path / "q")
     expected = logits(model, sequences[1])
