@@ -48,6 +48,7 @@ def diagnose(folder: Path | None = None) -> list[Finding]:
         findings.extend(look())
     findings.extend(_disk(folder or Path.cwd()))
     findings.extend(_kernels())
+    findings.extend(_fp8())
     return findings
 
 
@@ -180,7 +181,7 @@ _PACKAGES = (
     ),
     _Package(
         "transformer-engine", "transformer_engine", "FP8 training", "FP8 layers run emulated or in bf16",
-        "pip install 'transformer-engine[pytorch]' (its torch part needs nvcc)", True,
+        "pip install --no-build-isolation 'mify[fp8]' (its torch part needs nvcc)", True,
     ),
     _Package("transformers", "transformers", "reads exports back", "exports are written, not read back", _EXPORT),
     _Package("gguf", "gguf", "GGUF export and import", "no GGUF", _EXPORT),
@@ -266,6 +267,8 @@ _OPS: dict[str, tuple[str, dict[str, int]]] = {
     "glu": ("mify.kernels.mlp.glu", {"size": 6912}),
     "ce": ("mify.kernels.loss.ce", {"vocab": 65_536}),
     "linear_ce": ("mify.kernels.loss.linear_ce", {"vocab": 65_536}),
+    "quantize": ("mify.kernels.quantize.quantize", {"size": 2560}),
+    "gemm": ("mify.kernels.gemm.gemm", {"m": 8192, "n": 6912, "k": 2560, "blocks": 1}),
     "fim_pack": ("mify.kernels.packing.fim_pack", {"num_rows": 16, "context": 8192}),
 }  # fmt: skip
 
@@ -304,6 +307,29 @@ def _kernels() -> Iterator[Finding]:
             if backend.name != name and reason:
                 others.append(f"not {backend.name}: {reason}")
         yield Finding("kernels", op, "used", name, "; ".join(others))
+
+
+def _fp8() -> Iterator[Finding]:
+    """By what FP8 training can be computed here, and why not by the rest."""
+    try:
+        import torch
+
+        from mify.fp8 import why_not
+        from mify.kernels.gemm.scaling import KINDS
+    except ImportError:
+        return  # said above, as torch's finding
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    fused = "torch's products, fed by mify's kernels"
+    for backend, name in (("te", "Transformer Engine"), ("torch", fused), ("emulation", "emulation")):
+        reasons = {kind: why_not(backend, kind, device) for kind in KINDS}  # type: ignore[arg-type]
+        runs = [kind for kind, reason in reasons.items() if not reason]
+        why = "; ".join(dict.fromkeys(reason for reason in reasons.values() if reason))
+        if not runs:
+            yield Finding("FP8", name, "absent", "no recipe", why)
+            continue
+        if backend == "emulation":
+            why = "the same numerics on any machine, slower than bf16"
+        yield Finding("FP8", name, "there", f"recipes {', '.join(runs)}", why)
 
 
 def broken(findings: list[Finding]) -> list[Finding]:

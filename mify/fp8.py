@@ -39,7 +39,7 @@ def why_not(backend: Fp8Backend, recipe: Kind, device: torch.device) -> str:
     try:
         dispatch.choose("gemm", "torch", dispatch.describe(device), torch.float8_e4m3fn, shape)
     except ValueError as error:
-        return str(error)
+        return str(error).rpartition("cannot run here: ")[2]
     return ""
 
 

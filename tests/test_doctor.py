@@ -68,7 +68,7 @@ def test_an_impossible_backend_is_broken_with_the_dispatchers_reason(monkeypatch
     monkeypatch.setenv("MIFY_IMPL", "ref")
     findings = {finding.name: finding for finding in doctor._kernels()}
     assert {finding.found for finding in findings.values()} == {"ref"}
-    assert set(findings) == {"gqa", "gqa_decode", "norm", "rope", "glu", "ce", "linear_ce", "fim_pack"}
+    assert set(findings) == {"gqa", "gqa_decode", "norm", "rope", "glu", "ce", "linear_ce", "fim_pack", "quantize", "gemm"}
 
 
 def test_a_missing_package_says_what_is_lost_and_how_to_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,3 +94,11 @@ def test_the_cpu_is_seen() -> None:
     assert found.name
     assert found.cores >= 1
     assert found.memory_bytes > 10**8
+
+
+def test_fp8_says_by_what_it_runs_and_why_not_by_the_rest() -> None:
+    found = {finding.name: finding for finding in doctor.diagnose() if finding.part == "FP8"}
+    assert set(found) == {"Transformer Engine", "torch's products, fed by mify's kernels", "emulation"}
+    assert found["emulation"].found == "recipes block, current, delayed"
+    for finding in found.values():
+        assert finding.found != "no recipe" or finding.why

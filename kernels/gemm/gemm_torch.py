@@ -19,7 +19,7 @@ def refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) 
     if odd:
         return f"it takes multiples of 16, not {' and '.join(odd)}"
     if device.kind != "cuda":
-        return "on a CPU it is for measuring only: slower than the emulation, and its order of summation differs"
+        return "on a CPU the emulation runs, whose order of summation is known"
     if device.capability < (8, 9):
         return f"FP8 needs compute capability 8.9, this GPU has {'.'.join(map(str, device.capability))}"
     if shape["blocks"]:

@@ -1,4 +1,4 @@
-"""`mify ablate mix | fim | scale`."""
+"""`mify ablate mix | fim | scale | quant`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mify.training.ablate import Result
+    from mify.training.ablate_quant import Row
     from mify.training.scaling import Fit
 
 
@@ -19,18 +22,31 @@ class Study(StrEnum):
     mix = "mix"
     fim = "fim"
     scale = "scale"
+    quant = "quant"
 
 
 def ablate(
     context: typer.Context,
-    study: Annotated[Study, typer.Argument(help="mix: the mixture; fim: the FIM rate; scale: a ladder of sizes.")],
+    study: Annotated[
+        Study,
+        typer.Argument(help="mix: the mixture; fim: the FIM rate; scale: a ladder of sizes; quant: FP8 against AWQ."),
+    ],
     data: Annotated[
         Path, typer.Option(help="A folder with tokens/code, tokens/text, tokens/math and corpus/held_out.parquet.")
     ] = Path("mify-demo"),
     out: Annotated[Path | None, typer.Option(help="Where the runs go. Default: runs/ablate-STUDY.")] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each variant.", min=1)] = 3,
     recipe: Annotated[str, typer.Option(help="The recipe of a run: cpt-350m with --steps=… on GPUs.")] = "",
-    held_out_bytes: Annotated[int, typer.Option(help="Held-out bytes per domain.", min=1)] = 100_000,
+    held_out_bytes: Annotated[
+        int | None, typer.Option(help="Held-out bytes per domain. Default: 100,000; quant: 8,000.", min=1)
+    ] = None,
+    model: Annotated[
+        list[Path] | None, typer.Option(help="quant: what is quantized; again for more. Default: the demo's run.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="quant: with commas.")] = "fp8,fp8-block,awq8,int8,awq4",
+    problems: Annotated[
+        int, typer.Option(help="quant: HumanEval problems, the first so many (164 on a GPU); 0: none.", min=0, max=164)
+    ] = 10,
 ) -> None:
     """Compare training choices by paired runs, with intervals; run again, it goes on.
 
@@ -53,14 +69,25 @@ def ablate(
             "run `mify demo` first and give its folder with --data",
         )
     lines = 200 if study is Study.fim else 0
+    measured_bytes = held_out_bytes or (8_000 if study is Study.quant else 100_000)
     held_out = HeldOut.load(
-        EvaluationSection(held_out=str(parquet), max_bytes_per_domain=held_out_bytes, infilling=lines)
+        EvaluationSection(held_out=str(parquet), max_bytes_per_domain=measured_bytes, infilling=lines)
     )
 
     def say(message: str) -> None:
         console.print(message, markup=False)
 
     tokens = data / "tokens"
+    if study is Study.quant:
+        from mify.training import ablate_quant
+
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        rows = ablate_quant.run_quant_study(
+            model or [data / "runs" / "demo"], held_out, data / "corpus" / "documents.parquet", folder,
+            methods=names, problems=problems, say=say,
+        )  # fmt: skip
+        _show_quant(rows, folder, console, measured_bytes)
+        return
     if study is Study.scale:
         found = scaling.run_ladder(tokens, held_out, folder, overrides=context.args, say=say)
         _show_curve(found, folder, console)
@@ -94,6 +121,28 @@ def _show(result: Result, folder: Path, console: object) -> None:
         plot(result, folder / "ablation.png")
         console.print(f"{folder / 'ablation.png'}", markup=False)
     console.print(f"{folder / 'ablation.json'}", markup=False)
+
+
+def _show_quant(rows: list[Row], folder: Path, console: Console, held_out_bytes: int) -> None:
+    from rich.table import Table
+
+    from mify.training.ablate_quant import SPEED_ON, conclusion
+
+    table = Table("model", "method", "MB", "decode, predicted", "bits per byte", "change", "95%", "pass@1")
+    for row in rows:
+        table.add_row(
+            row.model, row.method, f"{row.megabytes:.1f}", f"{row.decode_speedup:.2f}x", f"{row.bits_per_byte:.4f}",
+            f"{row.change:+.2%}", f"{row.low:+.2%} … {row.high:+.2%}",
+            f"{row.passed}/{row.problems}" if row.problems else "not run",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"decode: batch 1 on an {SPEED_ON}, by bytes, nothing was run. Held out: at most {held_out_bytes:,} bytes per "
+        "domain, documents that fit; --held-out-bytes and --problems measure more.",
+        style="dim",
+    )
+    console.print(conclusion(rows), markup=False)
+    console.print(f"{folder / 'quantization.json'}", markup=False)
 
 
 def _show_curve(found: Fit, folder: Path, console: object) -> None:

@@ -19,7 +19,7 @@ def test_this_machine_is_described() -> None:
     content = json.loads(result.output)
     assert (content["format"], content["version"]) == ("mify.doctor", 1)
     assert {finding["part"] for finding in content["findings"]} == {
-        "machine", "C++", "torch", "GPU", "packages", "programs", "disk", "kernels",
+        "machine", "C++", "torch", "GPU", "packages", "programs", "disk", "kernels", "FP8",
     }  # fmt: skip
     assert result.exit_code == (0 if content["ready"] else 1)
     for finding in content["findings"]:

@@ -146,7 +146,7 @@ def test_what_the_configuration_refuses(tmp_path: Path, keys: tuple[str, ...], m
     ("keys", "message"),
     [
         (("--fp8.backend=te",), "transformer-engine is not installed"),
-        (("--fp8.backend=torch",), "cannot run here: on a CPU"),
+        (("--fp8.backend=torch",), "recipe block here: on a CPU"),
         (("--fp8.first_layers=2",), "no linear layer is left"),
         (("--fp8.first_layers=0", "--model.hidden_size=40"), "40 → 32; FP8 products take multiples of 16"),
     ],
