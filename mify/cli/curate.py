@@ -49,7 +49,8 @@ def curate(
         int | None, typer.Option(min=1, help="Processes; all processors by default.", show_default=False)
     ] = None,
     engine: Annotated[
-        str, typer.Option(metavar="NAME", help="Where the work runs: local processes, or a ray cluster (mify[ray]).")
+        str,
+        typer.Option(metavar="NAME", help="Where the work runs: local (this machine) or ray (a cluster; extra ray)."),
     ] = "local",
     address: Annotated[
         str | None,
