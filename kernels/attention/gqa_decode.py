@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mify.kernels import checks, dispatch
 
-from . import gqa_decode_ref
+from . import gqa_decode_ref, gqa_decode_sdpa
 
 # Keys that a split takes at least, and splits of a sequence at most: those of csrc/attention/gqa_decode_kernel.cuh.
 SPLIT_UNIT, MAX_SPLITS = 64, 128
@@ -79,6 +79,7 @@ dispatch.register(
     "gqa_decode",
     dispatch.Backend("cuda", _cuda_refuses),
     dispatch.Backend("triton", _triton_refuses),
+    dispatch.Backend("sdpa", gqa_decode_sdpa.refuses),
     dispatch.Backend("ref", lambda *_: ""),
 )
 
@@ -96,7 +97,8 @@ def _op(
     num_splits: int,
     impl: str,
 ) -> Tensor:
-    backend = dispatch.resolve("gqa_decode", impl, q, _shape(q, k_cache, page_table))
+    shape = _shape(q, k_cache, page_table) | {"scaled": int(k_scale is not None or v_scale is not None)}
+    backend = dispatch.resolve("gqa_decode", impl, q, shape)
     arguments = (q, k_cache, v_cache, lengths, page_table, k_scale, v_scale, scale)
     if backend == "cuda":
         from . import gqa_decode_cuda
@@ -106,6 +108,8 @@ def _op(
         from . import gqa_decode_triton
 
         return gqa_decode_triton.forward(*arguments, num_splits)
+    if backend == "sdpa":
+        return gqa_decode_sdpa.forward(q, k_cache, v_cache, lengths, scale)
     return gqa_decode_ref.forward(*arguments)
 
 

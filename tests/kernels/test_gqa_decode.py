@@ -84,6 +84,43 @@ def test_a_contiguous_cache_is_a_page_a_sequence() -> None:
     torch.testing.assert_close(again.double(), expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("impl", ["sdpa", "ref"])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 64), (5, 1, 16), (3, 3, 40), (20, 4, 128)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_contiguous_caches_on_a_cpu(impl: str, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+    """What lies behind a sequence's end is NaN; the layouts are those of a cache of many layers and of heads first."""
+    lengths = [37, 0, 1, 64]
+    counts = torch.tensor(lengths, dtype=torch.int32)
+    q = torch.randn(4, heads, dim).to(dtype)
+    k, v = (torch.full((4, 70, kv_heads, dim), float("nan"), dtype=dtype) for _ in range(2))
+    for row, length in enumerate(lengths):
+        k[row, :length], v[row, :length] = torch.randn(2, length, kv_heads, dim).to(dtype)
+    exact = oracle(q, *([x[b, :n].double() for b, n in enumerate(lengths)] for x in (k, v)), dim**-0.5)
+    limits = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+    for change in (lambda x: x, lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)):
+        out = gqa_decode(q, change(k), change(v), counts, impl=impl)
+        assert last_impl("gqa_decode") == impl
+        assert (out.double() - exact).abs().max() < limits[dtype]
+        assert (out[1] == 0).all()
+    assert (gqa_decode(q, k, v, torch.zeros_like(counts), impl=impl) == 0).all()
+
+
+def test_what_torchs_own_does_not_have_goes_elsewhere() -> None:
+    q, k, lengths = torch.randn(2, 4, 16), torch.randn(2, 8, 2, 16), torch.tensor([3, 8], dtype=torch.int32)
+    plain = gqa_decode(q, k, k, lengths)
+    assert last_impl("gqa_decode") == "sdpa"
+    scaled = gqa_decode(q, k, k, lengths, v_scale=torch.full((2,), 2.0))
+    assert last_impl("gqa_decode") == "ref"
+    torch.testing.assert_close(scaled, 2 * plain)
+    with pytest.raises(ValueError, match="it has no pages"):
+        gqa_decode(**_good(), impl="sdpa")
+    # Inside a compiled graph nothing is checked first: an impossible length is a row of NaN, not memory of others.
+    op = torch.ops.mify.gqa_decode
+    wrong = torch.tensor([9, -1], dtype=torch.int32)
+    for impl in ("sdpa", "ref"):
+        assert op(q, k, k, wrong, None, None, None, 0.25, 0, impl).isnan().all()
+
+
 def test_fp8_caches_carry_a_scale_a_head() -> None:
     lengths = [50, 3]
     q = torch.randn(2, 4, 64)
