@@ -19,8 +19,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +33,11 @@ from typing import Any
 FORMAT, VERSION = "mify-offline-packages", 1
 MANIFEST = "manifest.json"
 # What the core and the extension import besides torch.
-SMALL = ("pydantic", "importlib-metadata", "packaging", "einops", "onnxscript", "onnx", "nvdlfw-inspect")
+SMALL = ("pydantic", "importlib-metadata", "packaging", "einops", "onnxscript", "onnx", "pyyaml")
+# These would pull torch, or a second cuDNN.
+ALONE = ("nvdlfw-inspect", "nvidia-cudnn-frontend")
 BUILD = ("setuptools", "wheel", "ninja", "pybind11", "cmake")
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 _CHUNK = 1 << 20
 
 
@@ -90,16 +98,45 @@ def pack(folder: Path, *, version: str, cuda: int, python: str, part_mib: int) -
     whole = folder / "whole"
     whole.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "download", "--dest", str(whole)]
-    wheels = ["--only-binary=:all:", "--python-version", python, "--platform", "manylinux_2_28_x86_64"]
+    wheels = ["--only-binary=:all:", "--python-version", python]
+    wheels += [word for platform in PLATFORMS for word in ("--platform", platform)]
     core = [f"transformer-engine=={version}", f"transformer-engine-cu{cuda}=={version}"]
     _run([*pip, "--no-deps", *wheels, *core])
-    _run([*pip, "--no-deps", "--no-binary=:all:", "--no-build-isolation", f"transformer-engine-torch=={version}"])
+    _run([*pip, "--no-deps", *wheels, *ALONE])
     _run([*pip, *wheels, *SMALL, *BUILD])
+    download_source("transformer-engine-torch", version, whole, index_url())
     entries = [cut(file, folder, part_mib << 20) for file in sorted(whole.iterdir())]
     manifest = {"format": FORMAT, "version": VERSION, "engine": version, "cuda": cuda, "files": entries}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     count = sum(len(entry["parts"]) for entry in entries)
     print(f"{folder}: {len(entries)} files in {count} parts, {sum(entry['bytes'] for entry in entries) / 1e6:.0f} MB")
+
+
+def index_url() -> str:
+    """The package index that pip is configured for."""
+    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    configured = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return os.environ.get("PIP_INDEX_URL") or configured or "https://pypi.org/simple"
+
+
+def download_source(name: str, version: str, folder: Path, index: str) -> Path:
+    """A source archive from a package index (PEP 503), unread: `pip download` would run its setup.py, which asks for
+    CUDA. Raises SystemExit where the index lacks it, or its SHA-256 is another.
+    """
+    page = f"{index.rstrip('/')}/{name}/"
+    file = f"{name.replace('-', '_')}-{version}.tar.gz"
+    with urllib.request.urlopen(page) as answer:
+        text = answer.read().decode("utf-8")
+    found = re.search(rf'href="([^"#]*{re.escape(file)})(?:#sha256=([0-9a-f]{{64}}))?', text)
+    if found is None:
+        raise SystemExit(f"{page} has no {file}: give another --version")
+    target = folder / file
+    with urllib.request.urlopen(urllib.parse.urljoin(page, found[1])) as answer, target.open("wb") as out:
+        shutil.copyfileobj(answer, out)
+    if found[2] and hashlib.sha256(target.read_bytes()).hexdigest() != found[2]:
+        target.unlink()
+        raise SystemExit(f"{file} is not what {page} announces: try again")
+    return target
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -44,6 +44,36 @@ def test_a_part_that_is_missing_or_changed_is_named(tmp_path: Path) -> None:
         offline.join(entry, tmp_path / "parts", tmp_path)
 
 
+def make_index(folder: Path, content: bytes, digest: str | None = None) -> str:
+    """A package index as files, with one source archive."""
+    page = folder / "index" / "transformer-engine-torch"
+    page.mkdir(parents=True)
+    name = "transformer_engine_torch-2.20.2.tar.gz"
+    (page / name).write_bytes(content)
+    digest = digest or hashlib.sha256(content).hexdigest()
+    link = f'<a href="{name}#sha256={digest}">{name}</a>'
+    # What urllib reads of a folder's address is a file, so the page gets the name that the address has.
+    (page / "index.html").write_text(link)
+    return (folder / "index").as_uri()
+
+
+@pytest.fixture(autouse=True)
+def _pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = offline.urllib.request.urlopen
+    monkeypatch.setattr(
+        offline.urllib.request, "urlopen", lambda url: opened(url + "index.html" if url.endswith("/") else url)
+    )
+
+
+def test_a_source_archive_is_checked(tmp_path: Path) -> None:
+    index = make_index(tmp_path, b"source", digest="0" * 64)
+    with pytest.raises(SystemExit, match=r"2\.20\.2\.tar\.gz is not what"):
+        offline.download_source("transformer-engine-torch", "2.20.2", tmp_path, index)
+    assert not list(tmp_path.glob("*.tar.gz"))
+    with pytest.raises(SystemExit, match=r"has no transformer_engine_torch-9\.9\.tar\.gz"):
+        offline.download_source("transformer-engine-torch", "9.9", tmp_path, index)
+
+
 def test_packing_downloads_cuts_and_installing_joins_and_builds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,14 +83,16 @@ def test_packing_downloads_cuts_and_installing_joins_and_builds(
         ran.append(command)
         if "download" in command:
             whole = Path(command[command.index("--dest") + 1])
-            for name in ("transformer_engine_cu13-2.whl", "transformer_engine_torch-2.tar.gz", "einops-1.whl"):
+            for name in ("transformer_engine_cu13-2.whl", "einops-1.whl"):
                 (whole / name).write_bytes(name.encode() * 100_000)
 
+    index = make_index(tmp_path, b"transformer_engine_torch" * 160_000)
+    monkeypatch.setenv("PIP_INDEX_URL", index)
     monkeypatch.setattr(offline, "_run", run)
     offline.main(["pack", str(tmp_path / "box"), "--part-mib", "1", "--python", "3.12"])
     downloads = [command for command in ran if "download" in command]
     assert any("transformer-engine-cu13==2.20.2" in command for command in downloads)
-    assert all("--python-version" in command or "--no-binary=:all:" in command for command in downloads)
+    assert all("--python-version" in command for command in downloads)
     manifest = json.loads((tmp_path / "box" / "manifest.json").read_text())
     assert [len(entry["parts"]) for entry in manifest["files"]] == [2, 3, 4]
     ran.clear()
@@ -69,7 +101,7 @@ def test_packing_downloads_cuts_and_installing_joins_and_builds(
     assert all("--no-index" in command and "--no-deps" in command for command in (small, core, extension))
     assert small[-1].endswith("einops-1.whl")
     assert core[-1].endswith("transformer_engine_cu13-2.whl")
-    assert extension[-1].endswith("transformer_engine_torch-2.tar.gz")
+    assert extension[-1].endswith("transformer_engine_torch-2.20.2.tar.gz")
     assert "--no-build-isolation" in extension
     assert "is_fp8_available" in check[-1]
 
