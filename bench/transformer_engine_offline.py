@@ -154,20 +154,16 @@ def install(folder: Path) -> None:
     out = folder / "joined"
     out.mkdir(exist_ok=True)
     files = [join(entry, folder, out) for entry in manifest["files"]]
-    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps"]
-    small = [str(file) for file in files if file.suffix == ".whl" and not file.name.startswith("transformer_engine")]
-    core = [str(file) for file in files if file.suffix == ".whl" and file.name.startswith("transformer_engine")]
-    extension = [str(file) for file in files if file.name.endswith(".tar.gz")]
-    _run([*pip, "--find-links", str(out), *small])
-    _run([*pip, *core])
-    _run([*pip, "--no-build-isolation", *extension])
-    _run(
-        [
-            sys.executable,
-            "-c",
-            "import transformer_engine.pytorch as te; print(te.is_fp8_available(return_reason=True))",
-        ]
-    )
+    pip = [sys.executable, "-m", "pip", "install", "--no-index"]
+    alone = tuple(name.replace("-", "_") for name in ALONE)
+    wheels = [file for file in files if file.suffix == ".whl" and file.name.startswith(("transformer_engine", *alone))]
+    sources = [file for file in files if file.name.endswith(".tar.gz")]
+    # By name: what the machine has already, numpy above all, stays as it is.
+    _run([*pip, "--find-links", str(out), *SMALL, *BUILD])
+    _run([*pip, "--no-deps", *map(str, wheels)])
+    _run([*pip, "--no-deps", "--no-build-isolation", *map(str, sources)])
+    check = "import transformer_engine.pytorch as te; print(te.is_fp8_available(return_reason=True))"
+    _run([sys.executable, "-c", check])
 
 
 def _run(command: list[str]) -> None:

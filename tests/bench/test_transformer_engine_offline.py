@@ -98,8 +98,10 @@ def test_packing_downloads_cuts_and_installing_joins_and_builds(
     ran.clear()
     offline.main(["install", str(tmp_path / "box")])
     small, core, extension, check = ran
-    assert all("--no-index" in command and "--no-deps" in command for command in (small, core, extension))
-    assert small[-1].endswith("einops-1.whl")
+    assert all("--no-index" in command for command in (small, core, extension))
+    assert "einops" in small
+    assert "--no-deps" in core
+    assert "--no-deps" in extension
     assert core[-1].endswith("transformer_engine_cu13-2.whl")
     assert extension[-1].endswith("transformer_engine_torch-2.20.2.tar.gz")
     assert "--no-build-isolation" in extension
