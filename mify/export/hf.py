@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,8 @@ def export_hf(
     }
     with atomic_folder(folder) as temporary:
 
-        def make(name: str) -> Tensor:
-            return weights.tensor(name).to(entries[name].dtype)
+        def make(name: str) -> Iterator[Tensor]:
+            return (block.to(entries[name].dtype) for block in weights.blocks(name))
 
         write_shards(temporary, entries, make, max_shard_bytes=max_shard_bytes)
         main = entries["model.embed_tokens.weight"].dtype
@@ -90,6 +91,12 @@ class HfWeights(Weights):
         if self._quantized is not None and is_linear(name):
             return self._quantized.tensor(name)
         return self._files[name].tensor(name)
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        if self._quantized is not None and is_linear(name):
+            yield self.tensor(name)
+        else:
+            yield from self._files[name].blocks(name)
 
     def dtype(self, name: str) -> torch.dtype:
         if self._quantized is not None and is_linear(name):

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from mify.export.safetensors_file import Entry, write
+from mify.export.safetensors_file import Entry, Made, write
 from mify.export.weights import Weights
 from mify.files import write_json
 
@@ -24,7 +22,7 @@ _FIM = {
 
 
 def write_shards(
-    folder: Path, entries: dict[str, Entry], make: Callable[[str], Tensor], *, max_shard_bytes: int = MAX_SHARD_BYTES
+    folder: Path, entries: dict[str, Entry], make: Callable[[str], Made], *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
     """Writes tensors to `model.safetensors`, or to shards with an index where they exceed `max_shard_bytes`."""
     shards: list[dict[str, Entry]] = [{}]

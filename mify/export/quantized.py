@@ -19,7 +19,7 @@ from mify.errors import MifyError
 from mify.export.hf_config import write_config
 from mify.export.hf_files import MAX_SHARD_BYTES, write_shards, write_text_files
 from mify.export.model_card import CardFacts, model_card
-from mify.export.safetensors_file import Entry, SafetensorsFile
+from mify.export.safetensors_file import Entry, Made, SafetensorsFile
 from mify.export.weights import Weights, as_weights, dtype_name, tensor_shapes
 from mify.files import atomic_folder, write_json
 from mify.quantization.scheme import LAYOUTS, Scheme
@@ -110,7 +110,7 @@ def export_quantized(
 
 def encoder(
     weights: Weights, entries: dict[str, Entry], encode: Callable[[str, Tensor], dict[str, Tensor]]
-) -> Callable[[str], Tensor]:
+) -> Callable[[str], Made]:
     """A `make` for `write_shards`: each weight is read and encoded once, its parts handed out as they are asked for.
 
     Args:
@@ -118,12 +118,12 @@ def encoder(
     """
     waiting: dict[str, Tensor] = {}
 
-    def make(name: str) -> Tensor:
+    def make(name: str) -> Made:
         if name in waiting:
             return waiting.pop(name)
         base = name.rpartition(".")[0]
         if not is_linear(f"{base}.weight"):
-            return weights.tensor(name).to(entries[name].dtype)
+            return (block.to(entries[name].dtype) for block in weights.blocks(name))
         waiting.clear()
         parts = encode(f"{base}.weight", weights.tensor(f"{base}.weight"))
         waiting.update({f"{base}.{suffix}": part for suffix, part in parts.items()})

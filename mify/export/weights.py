@@ -7,6 +7,7 @@ what a conversion needs beside its largest tensor is bounded.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,6 +44,10 @@ class Weights(ABC):
     @abstractmethod
     def dtype(self, name: str) -> torch.dtype:
         """The dtype `tensor(name)` will have, without reading it."""
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """The rows of `tensor(name)` in blocks, of which each may be overwritten when the next is asked for."""
+        yield self.tensor(name)
 
     def check_vocabulary(self) -> None:
         """Raises `MifyError` where the tokenizer has ids beyond the embedding's rows."""
