@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mify.errors import MifyError
 
 from .config import TrainConfig
 from .parallel import World
 from .prefetch import Stream
+
+if TYPE_CHECKING:
+    from mify.data.stream import TokenStream
 
 
 def tokenizer_path(config: TrainConfig) -> Path | None:
@@ -36,7 +40,7 @@ def open_stream(config: TrainConfig, world: World) -> Stream:
         return _conversations(config, world)
     from mify.data.stream import FimConfig, Source, TokenStream
 
-    return TokenStream(
+    stream = TokenStream(
         [Source(name, Path(source.path), source.weight) for name, source in data.sources.items()],
         context=data.context,
         rows_per_step=data.rows_per_step,
@@ -47,6 +51,33 @@ def open_stream(config: TrainConfig, world: World) -> Stream:
         rank=world.rank,
         world_size=world.size,
     )
+    _check_supply(stream, config)
+    return stream
+
+
+SUPPLY_MARGIN = 1.25
+"""Rows also hold sentinels and padding, so data last a little longer than their tokens say. What they surely do not
+last for is refused."""
+
+
+def _check_supply(stream: TokenStream, config: TrainConfig) -> None:
+    """Raises MifyError where data that are not repeated end before the run does."""
+    policy = config.data.exhausted
+    if policy == "repeat":
+        return
+    epochs = stream.expected_epochs(config.steps)
+    if policy == "stop":
+        name, share = max(epochs.items(), key=lambda item: item[1])
+        what = f"the source {name!r} lasts"
+    else:
+        share = config.steps * config.data.rows_per_step * config.data.context / stream.num_tokens
+        what = "the sources together last"
+    if share > SUPPLY_MARGIN:
+        raise MifyError(
+            f"{what} for about {config.steps / share:.0f} of the run's {config.steps} steps, and data.exhausted is "
+            f"{policy!r}",
+            "set --steps lower, --data.exhausted=repeat, or tokenize more documents",
+        )
 
 
 def _conversations(config: TrainConfig, world: World) -> Stream:

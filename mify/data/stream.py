@@ -222,6 +222,11 @@ class TokenStream(IterableDataset[PackedBatch]):
         for feed in self._feeds:
             feed.cursor = _Cursor(**state["sources"][feed.source.name])
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sources, each once."""
+        return sum(feed.shards.num_tokens for feed in self._feeds)
+
     def expected_epochs(self, steps: int) -> dict[str, float]:
         """How often each source will about be seen in so many steps, so that repetition is known before it happens."""
         tokens, whole = steps * self.rows_per_step * self.context, sum(self._weights)
