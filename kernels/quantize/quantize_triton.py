@@ -6,6 +6,8 @@ A tile of 128 tokens by 128 features holds whole blocks of both layouts, so one 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -93,6 +95,25 @@ def store_tile(
 
 
 @triton.jit
+def finish_tile(
+    y, row, first_column, rows, size, rows_padded, data_ptr, scale_ptr, data_t_ptr, scale_t_ptr,
+    given_ptr,  # the delayed scale
+    largest_ptr,  # (programs,) fp32: the largest value of each tile, with a delayed scale
+    BLOCKS: tl.constexpr, TRANSPOSE: tl.constexpr, EMULATE: tl.constexpr,
+):  # fmt: skip
+    """All that is left to a kernel whose program has one tile: `store_tile`, with a delayed scale its largest value."""
+    inverse_scale = 1.0
+    if not BLOCKS:
+        inverse_scale = tl.div_rn(1.0, tl.load(given_ptr))
+        program = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+        tl.store(largest_ptr + program, tl.max(tl.max(tl.abs(y), 1), 0))
+    store_tile(
+        y, row, first_column, rows, size, rows_padded, data_ptr, scale_ptr, data_t_ptr, scale_t_ptr, inverse_scale,
+        BLOCKS, TRANSPOSE, EMULATE,
+    )  # fmt: skip
+
+
+@triton.jit
 def _kernel(
     x_ptr,  # (rows, size)
     data_ptr,
@@ -115,14 +136,9 @@ def _kernel(
     column = first_column + tl.arange(0, 128)
     inside = (row < rows)[:, None] & (column < size)[None, :]
     y = tl.load(x_ptr + row[:, None] * x_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    inverse_scale = 1.0
-    if not BLOCKS:
-        inverse_scale = tl.div_rn(1.0, tl.load(given_ptr))
-        program = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-        tl.store(largest_ptr + program, tl.max(tl.max(tl.abs(y), 1), 0))
-    store_tile(
-        y, row, first_column, rows, size, rows_padded, data_ptr, scale_ptr, data_t_ptr, scale_t_ptr, inverse_scale,
-        BLOCKS, TRANSPOSE, EMULATE,
+    finish_tile(
+        y, row, first_column, rows, size, rows_padded, data_ptr, scale_ptr, data_t_ptr, scale_t_ptr, given_ptr,
+        largest_ptr, BLOCKS, TRANSPOSE, EMULATE,
     )  # fmt: skip
 
 
@@ -144,19 +160,27 @@ def kind(name: str, blocks: bool, transpose: bool) -> str:
 
 def forward(x: Tensor, scale: Tensor | None, transpose: bool) -> Parts:
     """As `quantize_ref.forward`."""
-    x = dense(x)
+    return by_tiles("quantize", _kernel, (x,), scale, transpose)
+
+
+def by_tiles(name: str, kernel: Any, inputs: tuple[Tensor, ...], scale: Tensor | None, transpose: bool) -> Parts:
+    """Launches a kernel with a program a tile over `inputs`, each (T, d): `kernel` takes them, what all such kernels
+    take, the inputs' row strides and the sizes, as `_kernel` does.
+    """
+    inputs = tuple(dense(x) for x in inputs)
+    x = inputs[0]
     parts = fp8.empty(x, scale is None, transpose)
     tokens, features = x.shape
     if not x.numel():
-        return _nothing(parts)
+        return *parts[:4], torch.zeros_like(parts[4])
     rows = tile_rows(scale is None, transpose)
     grid = (triton.cdiv(fp8.padded(tokens) if transpose else tokens, rows), triton.cdiv(features, COLUMNS))
     largest = x.new_empty(grid[0] * grid[1] if scale is not None else 0, dtype=torch.float32)
     with on(x):
-        _kernel[grid](
-            x, *parts[:4], scale, largest, x.stride(0), tokens, features, fp8.padded(tokens),
+        kernel[grid](
+            *inputs, *parts[:4], scale, largest, *(x.stride(0) for x in inputs), tokens, features, fp8.padded(tokens),
             BLOCKS=scale is None, TRANSPOSE=transpose, EMULATE=not x.is_cuda, BLOCK_R=rows,
-            **chosen(kind("quantize", scale is None, transpose), x, features, launches(rows)), **LAUNCH,
+            **chosen(kind(name, scale is None, transpose), x, features, launches(rows)), **LAUNCH,
         )  # fmt: skip
     return with_amax(parts, largest, scale)
 
@@ -164,11 +188,6 @@ def forward(x: Tensor, scale: Tensor | None, transpose: bool) -> Parts:
 def with_amax(parts: Parts, largest: Tensor, scale: Tensor | None) -> Parts:
     """The parts, with the largest of the tiles' largest values where the scale is a delayed one."""
     return parts if scale is None else (*parts[:4], largest.amax())
-
-
-def _nothing(parts: Parts) -> Parts:
-    """Without an element nothing is launched: the largest value is 0, and padding too is empty."""
-    return (*parts[:4], torch.zeros_like(parts[4]))
 
 
 def cases() -> list[Case]:

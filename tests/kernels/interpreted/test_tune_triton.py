@@ -12,12 +12,12 @@ from mify.bench.bench_kernels import CASES
 from mify.bench.tune_kernels import knobs
 from mify.kernels import launch, measured
 from mify.kernels.loss import ce_triton
-from mify.kernels.mlp import glu_fp8_triton, glu_triton
+from mify.kernels.mlp import glu_triton
 from mify.kernels.norm import norm_fp8_triton, norm_triton
 from mify.kernels.quantize import quantize_triton
 from mify.kernels.rope import rotary_triton
 
-MODULES = (ce_triton, glu_fp8_triton, glu_triton, norm_fp8_triton, norm_triton, quantize_triton, rotary_triton)
+MODULES = (ce_triton, glu_triton, norm_fp8_triton, norm_triton, quantize_triton, rotary_triton)
 
 
 class Asked(Exception):
