@@ -24,7 +24,7 @@ from mify.curation.documents import Document, read_clusters, read_documents, rea
 from mify.curation.engines import LocalEngine, Outcome, Task
 from mify.curation.outputs import OutputOptions
 from mify.curation.pipeline import curate
-from mify.curation.sharded import reading
+from mify.curation.sharded import filtering, pairing, reading, records, signing, starring
 from mify.curation.sharded import run as sharded_run
 from mify.curation.sharded.run import ShardOptions
 from mify.errors import MifyError
@@ -87,8 +87,14 @@ def test_the_same_bytes_for_any_cut_and_any_number_of_workers(tmp_path: Path, mo
     ):
         curate(documents[::-1], tmp_path / "next", OPEN, held_out=held_out, num_workers=workers, shards=shards)
         assert contents(tmp_path / "next") == first, shards
+    # Few pairs, small pieces, small batches at once.
     monkeypatch.setattr(reading, "_SMALLEST", 1 << 30)
-    curate(documents, tmp_path / "next", OPEN, held_out=held_out)
+    monkeypatch.setattr(pairing, "_PAIRS", 7)
+    monkeypatch.setattr(starring, "_BLOCK", 11)
+    monkeypatch.setattr(signing, "_CHUNK", 13)
+    monkeypatch.setattr(records, "BATCH_BYTES", 900)
+    monkeypatch.setattr(filtering, "_FLUSH_BYTES", (2000, 2000))
+    curate(documents, tmp_path / "next", OPEN, held_out=held_out, shards=ShardOptions(partitions=2))
     assert contents(tmp_path / "next") == first
 
 
