@@ -62,7 +62,7 @@ _TILES = {
     ("keys and dq", 128): (Tiles(64, 64, 8, 2),),
     ("keys and dq", 256): (Tiles(32, 32, 8, 1),),
     ("queries", 64): (Tiles(128, 64, 8, 3), Tiles(128, 128, 8, 2)),
-    ("queries", 128): (Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 2, 2)),
+    ("queries", 128): (Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2)),
     ("queries", 256): (Tiles(32, 32, 8, 1),),
 }  # fmt: skip
 # fp32 has no tensor cores here and twice the bytes.
