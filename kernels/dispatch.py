@@ -187,8 +187,7 @@ def parse_impl(impl: str) -> dict[str, str]:
 
 def resolve(op: str, impl: str, tensor: torch.Tensor, shape: Shape) -> str:
     """`choose` for the device of `tensor`, with MIFY_IMPL applied; records the answer for `last_impl`."""
-    if impl == "auto":
-        impl = os.environ.get("MIFY_IMPL", "auto")
+    impl = _applied(impl)
     device = describe(tensor.device)
     name = choose(op, impl, device, tensor.dtype, shape)
     _last[op] = name
@@ -196,6 +195,16 @@ def resolve(op: str, impl: str, tensor: torch.Tensor, shape: Shape) -> str:
         _told.add((op, name))
         log.info("%s runs on %s", op, name)
     return name
+
+
+def wished(op: str, impl: str) -> str:
+    """What is asked for `op` by `impl`, or by MIFY_IMPL where that is "auto": a backend or "auto"."""
+    wishes = parse_impl(_applied(impl))
+    return wishes.get(op, wishes.get("*", "auto"))
+
+
+def _applied(impl: str) -> str:
+    return os.environ.get("MIFY_IMPL", "auto") if impl == "auto" else impl
 
 
 def last_impl(op: str) -> str | None:

@@ -282,11 +282,20 @@ def gqa_attention(
     q, k, v = checks.no_overlap("q", q), checks.no_overlap("k", k), checks.no_overlap("v", v)
     if _has_values(q):
         bounds = checks.segment_bounds(cu_seqlens, q.shape[0], max_seqlen)
-        backend = _backend(impl, q, _shape(q, k, max_seqlen, bounds, causal, window, deterministic, eager=True))
-        if backend in gqa_libraries.modules():
+        shape = _shape(q, k, max_seqlen, bounds, causal, window, deterministic, eager=True)
+        while (backend := _backend(impl, q, shape)) in gqa_libraries.modules():
             # With its own autograd, which no op of ours could keep from forward to backward.
             docs = gqa_libraries.documents(cu_seqlens, bounds)
-            return gqa_libraries.attention(backend, q, k, v, docs, causal, window, scale, deterministic)
+            try:
+                return gqa_libraries.attention(backend, q, k, v, docs, causal, window, scale, deterministic)
+            except (RuntimeError, AssertionError, TypeError) as error:
+                # Its rules change from version to version. What the GPU itself reports is no refusal.
+                if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
+                    raise
+                reason = f"{type(error).__name__}: {error}"
+                if dispatch.wished("gqa", impl) == backend:
+                    raise ValueError(f"impl {backend!r} of 'gqa' cannot run here: {reason}") from error
+                dispatch.exclude(backend, reason)
         impl = f"gqa={backend}"
     out: Tensor = _op(q, k, v, cu_seqlens, max_seqlen, causal, window, scale, deterministic, impl)[0]
     return out

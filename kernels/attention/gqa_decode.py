@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from mify.kernels import checks, dispatch
+from mify.kernels import checks, dispatch, launch
 
 from . import gqa_decode_ref, gqa_decode_sdpa
 
@@ -107,7 +107,8 @@ def _op(
     if backend == "triton":
         from . import gqa_decode_triton
 
-        return gqa_decode_triton.forward(*arguments, num_splits)
+        with launch.on(q):
+            return gqa_decode_triton.forward(*arguments, num_splits)
     if backend == "sdpa":
         return gqa_decode_sdpa.forward(q, k_cache, v_cache, lengths, scale)
     return gqa_decode_ref.forward(*arguments)

@@ -266,28 +266,58 @@ def test_what_a_library_cannot_do_is_said(
         dispatch.choose("gqa", f"gqa={backend}", dispatch.Device("cuda", capability), dtype, shape)
 
 
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if tensors lay on a Hopper GPU, with whatever packages."""
+    monkeypatch.setattr(
+        dispatch, "describe", lambda device: dispatch.Device("cuda", (9, 0), dict(dispatch._broken), "a GPU")
+    )
+    monkeypatch.setattr(dispatch, "_broken", {})
+    monkeypatch.setattr("mify.kernels.attention.gqa._has_values", lambda x: True)
+    monkeypatch.setattr("mify.kernels.attention.gqa.LONG_DOCUMENTS", 8)
+
+
+@pytest.mark.usefixtures("hopper")
 def test_a_package_that_cannot_be_loaded_is_left_out_once_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: the first choice fails to load, so the next runs; who asks for it by name gets the reason."""
-    from mify.kernels.attention import gqa, gqa_fa3
+    """The first choice fails to load, so the next runs; who asks for it by name gets the reason."""
+    from mify.kernels.attention import gqa_fa3
 
     def broken() -> Callable[..., Any]:
         raise ImportError("undefined symbol: _ZN3c10")
 
-    shape = {"tokens": 8192, "mean_length": 8192, "head_dim": 128, "window": 0, "deterministic": 0,
-             "equal_lengths": 0, "eager": 1, "query_heads": 4, "kv_heads": 2, "causal": 1}  # fmt: skip
-
-    def hopper(device: torch.device) -> dispatch.Device:
-        return dispatch.Device("cuda", (9, 0), dict(dispatch._broken))
-
-    monkeypatch.setattr(dispatch, "describe", hopper)
-    monkeypatch.setattr(dispatch, "_broken", {})
     monkeypatch.setattr(gqa_fa3, "load", broken)
     monkeypatch.setattr(gqa_libraries.modules()["fa4"], "load", lambda: fa4)
-    q = torch.zeros(1, dtype=torch.bfloat16)
-    assert gqa._backend("auto", q, shape) == "fa4"
+    q = torch.randn(21, 2, 16, dtype=torch.bfloat16)
+    gqa_attention(q, q, q, cu_seqlens_of([9, 12]), 16)
+    assert last_impl("gqa") == "fa4"
     assert "undefined symbol" in dispatch._broken["fa3"]
     with pytest.raises(ValueError, match="'fa3' of 'gqa' cannot run here: ImportError: undefined symbol"):
-        gqa._backend("gqa=fa3", q, shape)
+        gqa_attention(q, q, q, cu_seqlens_of([9, 12]), 16, impl="fa3")
+
+
+@pytest.mark.usefixtures("hopper")
+def test_a_library_that_refuses_is_left_out_once_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rules are its own: what it refuses goes to the next, unless it was asked for by name or memory is full."""
+    from mify.kernels.attention import gqa_fa3
+
+    trouble: list[Exception] = [RuntimeError("No available kernel. Aborting execution.")]
+
+    def refusing(*arguments: Any, **named: Any) -> Tensor:
+        raise trouble[0]
+
+    monkeypatch.setattr(gqa_fa3, "load", lambda: refusing)
+    monkeypatch.setattr(gqa_libraries.modules()["fa4"], "load", lambda: fa4)
+    q, bounds = torch.randn(21, 2, 16, dtype=torch.bfloat16), cu_seqlens_of([9, 12])
+    with pytest.raises(ValueError, match="'fa3' of 'gqa' cannot run here: RuntimeError: No available kernel"):
+        gqa_attention(q, q, q, bounds, 16, impl="gqa=fa3")
+    trouble[0] = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        gqa_attention(q, q, q, bounds, 16)
+    trouble[0] = AssertionError("head_dim")
+    out = gqa_attention(q, q, q, bounds, 16)
+    assert last_impl("gqa") == "fa4"
+    torch.testing.assert_close(out, plain(bounds, True, 0, 0.25)(q, q, q), rtol=2e-2, atol=2e-2)
+    assert "head_dim" in dispatch._broken["fa3"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="stand-ins; on a GPU the real ones run")
