@@ -172,3 +172,23 @@ def test_delayed_scaling_does_not_compile_and_says_so() -> None:
     linear = torch.compile(model.get_submodule("model.layers.0.mlp.gate_proj"), fullgraph=True, backend="eager")
     with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="does not let a compiled backward"):
         linear(torch.randn(16, 192))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["block", "current"])
+def test_layers_compile_whole_and_give_the_same_bits(recipe: Any) -> None:
+    torch._dynamo.reset()
+    ids = torch.arange(64)
+    results = []
+    for compiled in (False, True):
+        model = Model(model_config("mify-tiny", num_layers=1))
+        fp8.to_fp8(model, Fp8Settings(recipe, "emulation", 0, 0))
+        if compiled:
+            model.model.layers[0].compile(fullgraph=True, backend="aot_eager")
+        for first in (True, False):
+            with fp8.microbatch(model, first=first):
+                out = model(ids, ids, torch.tensor([0, 64], dtype=torch.int32), 64)
+            out.sum().backward()
+        fp8.end_step(model)
+        results.append([out.detach(), *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
