@@ -63,7 +63,7 @@ def _write_bounds(starts_ptr, rows_ptr, cu_ptr, row, tile, first, count, segment
     to = written + tl.program_id(0).to(tl.int64) * BLOCK
     stride = tl.num_programs(0).to(tl.int64) * BLOCK
     while to < cu_length:
-        end = tl.zeros_like(lane) + rows * context
+        end = (tl.zeros_like(lane) + rows) * context
         tl.store(cu_ptr + to + lane, end.to(tl.int32), mask=to + lane < cu_length)
         to += stride
 

@@ -13,6 +13,7 @@ from mify.kernels.attention import gqa_triton
 from mify.kernels.loss import ce_triton
 from mify.kernels.mlp import glu_triton
 from mify.kernels.norm import norm_triton
+from mify.kernels.packing import fim_pack_triton
 from mify.kernels.rope import rotary_triton
 
 SHARED_BYTES = {90: 227 * 1024, 80: 163 * 1024}
@@ -78,6 +79,7 @@ TOKENS = 1 << 26
         *glu_triton.cases(),
         *rotary_triton.cases()[:1],
         *ce_triton.cases()[-1:],
+        *fim_pack_triton.cases()[:2],
         *[
             case
             for case in gqa_triton.cases()
