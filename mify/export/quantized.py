@@ -7,7 +7,7 @@ folder's dtype. Per-tensor FP8 is not written: TensorRT-LLM reads it as block sc
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def export_quantized(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     facts: CardFacts | None = None,
     observe: Observe | None = None,
-    gram_of: Callable[[str], Tensor | None] = lambda name: None,
+    gram_of: Callable[[str], Tensor | None] | None = None,
 ) -> Path:
     """Writes a quantized Hugging Face folder.
 
@@ -92,7 +92,7 @@ def export_quantized(
             entries[name] = Entry(dtype, shape)
 
     def encode(name: str, weight: Tensor) -> dict[str, Tensor]:
-        parts = scheme.encode(weight, f"{weights.source}: {name}", gram_of(name))
+        parts = scheme.encode(weight, f"{weights.source}: {name}", gram_of(name) if gram_of else None)
         if observe is not None:
             observe(name, weight, parts)
         return parts
@@ -100,6 +100,8 @@ def export_quantized(
     folder = Path(folder)
     with atomic_folder(folder) as temporary:
         make = encoder(weights, entries, encode)
+        if observe is None and gram_of is None:  # both want a weight whole
+            make = _streaming(weights, entries, scheme, make)
         write_shards(temporary, entries, make, max_shard_bytes=max_shard_bytes)
         config = write_config(weights.config, weights.conventions, dtype_name(dtype))
         write_json(temporary / "config.json", {**config, "quantization_config": scheme.quantization_config()})
@@ -128,6 +130,40 @@ def encoder(
         parts = encode(f"{base}.weight", weights.tensor(f"{base}.weight"))
         waiting.update({f"{base}.{suffix}": part for suffix, part in parts.items()})
         return waiting.pop(name)
+
+    return make
+
+
+def _streaming(
+    weights: Weights, entries: dict[str, Entry], scheme: Scheme, others: Callable[[str], Made]
+) -> Callable[[str], Made]:
+    """A `make` that encodes linear weights as their rows are read, and leaves the rest to `others`. Rows, or 128 of
+    them, have scales of their own, so the parts are those of the whole weight.
+
+    The quantized rows come before their scales and shape in a file, so these are known when they are asked for.
+    """
+    waiting: dict[str, Tensor] = {}
+
+    def rows(name: str, base: str) -> Iterator[Tensor]:
+        main = "weight_packed" if scheme.layout.packed else "weight"
+        scales = []
+        count = 0
+        for block in weights.blocks(name):
+            parts = scheme.encode(block, f"{weights.source}: {name}")
+            scales.append(parts["weight_scale"])
+            yield parts[main]
+            count += block.shape[0]
+        waiting[f"{base}.weight_scale"] = torch.cat(scales)
+        waiting[f"{base}.weight_shape"] = torch.tensor([count, block.shape[1]], dtype=torch.int64)
+
+    def make(name: str) -> Made:
+        if name in waiting:
+            return waiting.pop(name)
+        base, _, suffix = name.rpartition(".")
+        if suffix in ("weight", "weight_packed") and is_linear(f"{base}.weight"):
+            waiting.clear()
+            return rows(f"{base}.weight", base)
+        return others(name)
 
     return make
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from mify.errors import MifyError
 
 BLOCK_BYTES = 4 << 20
+ROWS = 128  # what quantization with scales for 128 x 128 values needs together
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -141,7 +142,8 @@ class SafetensorsFile:
             raise MifyError(f"{damaged}: unreadable header entry ({error})", remedy) from None
 
     def blocks(self, name: str) -> Iterator[Tensor]:
-        """The tensor's rows, some at a time, in one buffer that the next block overwrites.
+        """The tensor's rows, some at a time (`ROWS` or a multiple where they fit), in one buffer that the next block
+        overwrites.
 
         New memory costs a page fault for every 4 KB: reading 0.67 GB whole takes 0.59 s of CPU, this way 0.06, and
         what is still in the cache is written in a fifth of the time.
@@ -151,6 +153,7 @@ class SafetensorsFile:
         rows = entry.shape[0] if entry.shape else 1
         row_bytes = entry.num_bytes // max(1, rows)
         step = max(1, BLOCK_BYTES // max(1, row_bytes))
+        step -= step % ROWS if step > ROWS else 0
         buffer = torch.empty(min(step, rows) * row_bytes, dtype=torch.uint8)
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self._data_start + begin)
