@@ -262,7 +262,7 @@ _OPS: dict[str, tuple[str, dict[str, int]]] = {
                                            "max_seqlen": 8192, "window": 0, "mean_length": 1024,
                                            "equal_lengths": 0, "deterministic": 0}),
     "gqa_decode": ("mify.kernels.attention.gqa_decode", {"batch": 1, "group": 5, "kv_heads": 4, "head_dim": 128,
-                                                         "page_size": 64, "cache_bytes": 2}),
+                                                         "page_size": 0, "cache_bytes": 2}),
     "norm": ("mify.kernels.norm.norm", {"size": 2560}),
     "rope": ("mify.kernels.rope.rotary", {"head_dim": 128}),
     "glu": ("mify.kernels.mlp.glu", {"size": 6912}),
