@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mify.errors import MifyError
+from mify.eval.bfcl import CATEGORIES as BFCL_CATEGORIES
 from mify.eval.tasks import Task
 
 if TYPE_CHECKING:
@@ -84,10 +85,6 @@ def _bfcl(category: str) -> Benchmark:
     )  # fmt: skip
 
 
-_BFCL = (
-    "simple_python", "simple_java", "simple_javascript", "multiple", "parallel", "parallel_multiple", "irrelevance",
-    "live_simple", "live_multiple", "live_parallel", "live_parallel_multiple", "live_irrelevance", "live_relevance",
-)  # fmt: skip
 AIRBENCH_FILES = tuple(
     f"{name}.{kind}"
     for name in ("air_bench_2024", "airbench", "air-bench-2024")
@@ -117,7 +114,7 @@ BENCHMARKS = {
         Benchmark("crosscodeeval", "lines that need other files, exact match and edit similarity", "Apache-2.0",
                   "repository_tasks:cross_code_eval",
                   ("line_completion_rg1_bm25.jsonl", "line_completion.jsonl", "crosscodeeval.jsonl")),
-        *map(_bfcl, _BFCL),
+        *map(_bfcl, BFCL_CATEGORIES),
         Benchmark("airbench", "harmful requests, refused or not", "CC-BY-4.0", "refusals:harmful_requests",
                   AIRBENCH_FILES),
         Benchmark("false-refusals", "benign requests, answered or not", "MIT", "refusals:benign_requests",
@@ -127,7 +124,7 @@ BENCHMARKS = {
     )
 }  # fmt: skip
 GROUPS = {
-    "bfcl": tuple(f"bfcl-{category.replace('_', '-')}" for category in _BFCL),
+    "bfcl": tuple(f"bfcl-{category.replace('_', '-')}" for category in BFCL_CATEGORIES),
     "safety": ("airbench", "false-refusals", "insecure-code"),
 }
 """Names for several benchmarks."""

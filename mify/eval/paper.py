@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mify.eval.bfcl import CATEGORIES
+
 PAPER = "arXiv 2512.23747"
 
 
@@ -34,17 +36,10 @@ TABLE = (
     Reported(
         "BFCL v2",
         55.26,
-        tuple(
-            f"bfcl-{name}"
-            for name in (
-                "simple-python", "simple-java", "simple-javascript", "multiple", "parallel", "parallel-multiple",
-                "irrelevance", "live-simple", "live-multiple", "live-parallel", "live-parallel-multiple",
-                "live-irrelevance", "live-relevance",
-            )
-        ),
+        tuple(f"bfcl-{category.replace('_', '-')}" for category in CATEGORIES),
         "here the unweighted mean of v4's categories that an AST judges; v2 also executes calls",
     ),
-)  # fmt: skip
+)
 
 
 def beside(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
