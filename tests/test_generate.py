@@ -12,6 +12,8 @@ import torch
 from test_model import llama, small
 
 from mify.errors import MifyError
+from mify.export.conventions import Conventions
+from mify.export.weights import remember_conventions
 from mify.generate import crop_infill, generate
 from mify.model import Model
 from mify.tokenizer import Tokenizer, train_tokenizer
@@ -189,3 +191,11 @@ def test_command_line(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.
         assert "Traceback" not in result.output
     (tmp_path / "after.py").write_bytes(b"\xff\xfe")
     assert CliRunner().invoke(app, ["generate", "folder", "--fim", *files]).exit_code == 2
+
+
+def test_ends_at_what_the_models_file_names() -> None:
+    model = lively()
+    free = generate(model, [[3, 1, 4]], max_new_tokens=8, stop_ids=())[0]
+    remember_conventions(model, Conventions(eos_ids=(198, free[3])))
+    assert generate(model, [[3, 1, 4]], max_new_tokens=8)[0] == free[: free.index(free[3])]
+    assert generate(model, [[3, 1, 4]], max_new_tokens=8, stop_ids=())[0] == free

@@ -15,6 +15,7 @@ from mify.errors import MifyError
 from mify.eval.benchmarks import tasks_by_name
 from mify.eval.completers import OnCompletion, Prompt, Sampling, fit_gap
 from mify.eval.contamination import contamination
+from mify.eval.endpoint import EndpointCompleter
 from mify.eval.evaluate import evaluate
 from mify.eval.humaneval import chat_answer, humaneval
 from mify.eval.infilling import eligible, held_out_lines
@@ -192,6 +193,36 @@ def test_held_out_lines_are_chosen_by_the_document_alone(tmp_path: Path) -> None
     assert run_task(task, Scripted(lambda prompt: "pass"), tmp_path / "c")["score"] == 0.0
     with pytest.raises(MifyError, match="no held-out code"):
         held_out_lines([prose])
+
+
+def test_random_spans_of_a_miniature_file(confined: None, tmp_path: Path) -> None:
+    rows = []
+    for number, item in enumerate(humaneval().items[:6]):
+        body = item.fields["canonical_solution"]
+        start, end = len(body) // 3 + number, 2 * len(body) // 3
+        rows.append(
+            {
+                "task_id": f"RandomSpanInfilling/{item.id}/{number}",
+                "prompt": item.fields["prompt"] + body[:start],
+                "canonical_solution": body[start:end],
+                "suffix": body[end:],
+                **{name: item.fields[name] for name in ("entry_point", "test")},
+            }
+        )
+    path = tmp_path / "HumanEval-RandomSpanInfilling.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (task,) = tasks_by_name(["humaneval-infilling-random-span"], tmp_path, list)
+    result = run_task(
+        task, Scripted(canonical(task, [task.items[0].id])), tmp_path / "out", RunOptions(fim_order="spm")
+    )
+    assert result["statuses"] == {"failed": 1, "passed": 5}
+    assert result["sampling"]["fim_order"] == "spm"
+
+
+def test_an_endpoint_cannot_be_asked_for_an_order(tmp_path: Path) -> None:
+    completer = EndpointCompleter("http://127.0.0.1:9/v1", "m", suffix=True)
+    with pytest.raises(MifyError, match="cannot be asked in SPM order"):
+        run_task(held_out_lines(code_documents()), completer, tmp_path, RunOptions(fim_order="spm"))
 
 
 def test_contamination_names_what_training_has_seen(confined: None, tmp_path: Path) -> None:
