@@ -1,6 +1,6 @@
 """The thin server before an engine: it passes everything on, and gives every engine the infill calls editors make.
 
-    POST /v1/completions with `suffix`     OpenAI's; llama.cpp ignores it silently, vLLM refuses it
+    POST /v1/completions with `suffix`     OpenAI's; llama.cpp ignores it silently
     POST /beta/completions with `suffix`   DeepSeek's name for the same
     POST /v1/fim/completions               Mistral's (Codestral): prompt and suffix, answered like a chat
     POST /infill                           llama.vim's and llama.vscode's: input_prefix, input_suffix, input_extra
