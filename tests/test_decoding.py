@@ -45,7 +45,7 @@ def played(run: Callable[[], Tensor], restore: Callable[[], object]) -> Callable
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "captured", played)
-    monkeypatch.setattr("mify.generate._as_graph", lambda wish, device: bool(wish))
+    monkeypatch.setattr("mify.generate._as_graph", lambda wish, device, steps: bool(wish))
 
 
 @pytest.mark.usefixtures("graphs")
