@@ -139,11 +139,12 @@ def microbatch(model: nn.Module, *, first: bool, group: Any = None) -> Iterator[
         yield
 
 
-def end_step(model: nn.Module, share: Callable[[Tensor], Any] | None = None) -> None:
+def end_step(model: nn.Module, share: Callable[[Tensor], Any] | None = None, *, gradient_factor: float = 1.0) -> None:
     """The end of a training step: kept weights are dropped, delayed scales take the step's largest values in.
 
     Args:
         share: makes a tensor the element-wise maximum over ranks, in place; None with one rank.
+        gradient_factor: see `mify.kernels.gemm.scaling.update`.
     """
     layers = list(fp8_layers(model))
     states = []
@@ -162,17 +163,21 @@ def end_step(model: nn.Module, share: Callable[[Tensor], Any] | None = None) -> 
         share(together)
         for layer, amax in zip(layers, together, strict=True):
             layer.get_buffer("fp8_amax").copy_(amax)
-    scaling.update(states, layers[0].margin)
+    scaling.update(states, layers[0].margin, gradient_factor)
     for layer, state in zip(layers, states, strict=True):
         # Only until the first good step: it reads the device.
         layer.ready = layer.ready or scaling.ready(state)
 
 
-def state_was_loaded(model: nn.Module) -> None:
-    """Takes up what a checkpoint put into the layers' buffers."""
+def state_was_loaded(model: nn.Module, *, gradient_factor: float = 1.0) -> None:
+    """Takes up what a checkpoint put into the layers' buffers.
+
+    Args:
+        gradient_factor: of this run, which may have another number of ranks than the one that wrote the checkpoint.
+    """
     settings = settings_of(model)
     for layer in fp8_layers(model):
-        layer.state_was_loaded()
+        layer.state_was_loaded(gradient_factor)
         if (
             settings is not None
             and layer.engine

@@ -14,7 +14,7 @@ from mify.config import ModelConfig
 from mify.kernels import add_rms_norm, apply_rope, gqa_attention, rms_norm, swiglu
 from mify.kernels.gemm import fp8 as transformer_engine
 from mify.kernels.gemm.linear import Cache, fp8_linear, fp8_norm_linears, fp8_swiglu_linear
-from mify.kernels.gemm.scaling import DEFAULT_HISTORY, Delayed, Kind, compile_refuses, ready
+from mify.kernels.gemm.scaling import DEFAULT_HISTORY, Delayed, Kind, compile_refuses, ready, set_scales
 
 if TYPE_CHECKING:
     from mify.decoding import KVCache
@@ -121,12 +121,13 @@ class Fp8Linear(nn.Module):
         self.first_microbatch = None
         self._cache.clear()
 
-    def state_was_loaded(self) -> None:
-        """Takes up the state that a checkpoint put into the buffers."""
+    def state_was_loaded(self, gradient_factor: float = 1.0) -> None:
+        """Takes up the history that a checkpoint put into the buffers; see `mify.fp8.state_was_loaded`."""
         self.forget()
         state = self.state(recording=True)
         if state is not None:
             state.amax.zero_()
+            set_scales([state], self.margin, gradient_factor)
             self.ready = ready(state)
 
     def fuses_with(self, other: nn.Module) -> bool:

@@ -46,12 +46,15 @@ def accumulate(run: Run, batch: PackedBatch) -> tuple[float, int, bool]:
     return loss / tokens, tokens, stop
 
 
+def gradient_factor(run: Run) -> int:
+    """What losses are multiplied by: FSDP averages over ranks what must be a sum."""
+    return run.world.size if is_sharded(run.model) else 1
+
+
 def _in_any_order(run: Run, batch: PackedBatch, tokens: int) -> float:
     world, model = run.world, run.model
-    sharded = is_sharded(model)
-    # FSDP averages over ranks what must be a sum.
-    total = _backward(run, batch, (world.size if sharded else 1) / tokens)
-    if world.size > 1 and not sharded:
+    total = _backward(run, batch, gradient_factor(run) / tokens)
+    if world.size > 1 and not is_sharded(model):
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         flat = world.sum(_flatten(gradients))
         _unflatten(flat, gradients)

@@ -32,6 +32,7 @@ from .checkpoint import Checkpoint, Checkpointer, load_tensors, read_state, rest
 from .config import TrainConfig, changed_keys
 from .data import open_stream, tokenizer_path
 from .evaluate import HeldOut
+from .gradients import gradient_factor
 from .metrics import MetricsLog
 from .model import make_model
 from .optim import make_optimizer
@@ -144,7 +145,7 @@ class Run:
         state = read_state(folder)
         tensors = tensors_of(self.model, self.optimizer, self.world)
         load_tensors(folder, tensors)
-        state_was_loaded(self.model)
+        state_was_loaded(self.model, gradient_factor=gradient_factor(self))
         restore_rng(tensors, self.world)
         self.step, self.trained_tokens = state["step"], state["trained_tokens"]
         if not keep_stream:

@@ -15,7 +15,7 @@ from mify.fp8 import end_step
 
 from .config import TrainConfig
 from .display import Display
-from .gradients import accumulate
+from .gradients import accumulate, gradient_factor
 from .optim import learning_rate, set_learning_rate
 from .parallel import global_norm, open_world
 from .profile import profiler
@@ -57,7 +57,7 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
                 run.optimizer.step()
                 run.trained_tokens += tokens
             run.optimizer.zero_grad()
-            end_step(run.model, world.maximum)
+            end_step(run.model, world.maximum, gradient_factor=gradient_factor(run))
             run.step += 1
             profile.step()
             run.log_step(verdict, loss, norm, rate, tokens, load_seconds=load_seconds, started=started)

@@ -105,21 +105,32 @@ def note(quantized: Fp8, state: Delayed | None, slot: int) -> None:
 
 
 @torch.no_grad()
-def update(states: Sequence[Delayed], margin: int = 0) -> None:
+def update(states: Sequence[Delayed], margin: int = 0, gradient_factor: float = 1.0) -> None:
     """The end of a step: the step's largest values go into the histories, and scales follow from those.
 
     A largest value that is infinite counts as absent: one bad step must not spoil the scales of the next thousand.
 
     Args:
         states: of all layers, with one length of history. margin: binary orders of headroom.
+        gradient_factor: what gradients are multiplied by on their way back (as many ranks as average them, say).
+            Histories hold them without it, so that they serve any number of ranks.
     """
     for state in states:
         seen = torch.where(state.amax.isfinite(), state.amax, 0.0)
+        seen[GRADIENT] /= gradient_factor
         state.history.copy_(torch.roll(state.history, 1, 1))
         state.history[:, 0] = seen
-        largest = state.history.amax(1)
-        state.scale.copy_(torch.where(largest > 0, largest.clamp(min=SMALLEST_AMAX) / LARGEST * 2.0**margin, 1.0))
         state.amax.zero_()
+    set_scales(states, margin, gradient_factor)
+
+
+@torch.no_grad()
+def set_scales(states: Sequence[Delayed], margin: int = 0, gradient_factor: float = 1.0) -> None:
+    """Scales from histories, in place; 1 where there is no history. Arguments as in `update`."""
+    for state in states:
+        largest = state.history.amax(1)
+        largest[GRADIENT] *= gradient_factor
+        state.scale.copy_(torch.where(largest > 0, largest.clamp(min=SMALLEST_AMAX) / LARGEST * 2.0**margin, 1.0))
 
 
 def ready(state: Delayed) -> bool:

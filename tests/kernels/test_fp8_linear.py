@@ -220,3 +220,14 @@ def test_every_layer_of_a_shared_input_gets_its_history() -> None:
         states = [dataclasses.replace(state, ready=scaling.ready(state)) for state in states]
         assert all(state.ready for state in states)
     assert torch.equal(states[0].history[INPUT], states[1].history[INPUT])
+
+
+def test_histories_hold_gradients_without_the_ranks_factor() -> None:
+    states = [Delayed.empty(3) for _ in range(2)]
+    for state, factor in zip(states, (1.0, 8.0), strict=True):
+        state.amax.copy_(torch.tensor([1.0, 2.0, 3.0 * factor]))
+        update([state], gradient_factor=factor)
+        assert (state.scale * 448).tolist() == pytest.approx([1.0, 2.0, 3.0 * factor])
+    assert torch.equal(states[0].history, states[1].history)
+    scaling.set_scales(states[:1], gradient_factor=8.0)  # eight ranks go on with what one saved
+    assert torch.equal(states[0].scale, states[1].scale)
