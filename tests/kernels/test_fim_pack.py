@@ -8,6 +8,7 @@ from fim_pack_oracle import assert_same, random_inputs
 
 from mify.kernels import last_impl
 from mify.kernels.dispatch import Device, choose
+from mify.kernels.packing import fim_pack_cost
 from mify.kernels.packing.fim_pack import PADDING, pack_spans, unpack_rows
 
 SHAPES = [(32, 1), (33, 3), (41, 2), (257, 2), (64, 5)]
@@ -171,3 +172,15 @@ def test_a_captured_launch_is_replayed_with_other_tables() -> None:
         graph.replay()
         for a, b in zip(batch[:3], given.batch[:3], strict=True):
             assert torch.equal(a.cpu(), b)
+
+
+def test_the_cost_counts_what_must_move() -> None:
+    given = random_inputs(0, 64, 3)
+    segments, tokens = given.rows[2].numel(), 3 * 64
+    written = sum(x.nbytes for x in given.batch[:3]) + segments * 4
+    found = fim_pack_cost.unpack_rows(tokens, segments)
+    assert (found.flops, found.written) == (0, written)
+    assert found.read == sum(x.nbytes for x in given.rows[:3])
+    found = fim_pack_cost.pack_spans(tokens, segments, given.spans[2].numel())
+    tables = sum(given.spans[i].nbytes for i in (2, 3, 5, 6))
+    assert (found.read, found.written) == (tokens * 2 + tables, written)
