@@ -34,8 +34,8 @@ def cluster() -> Iterator[Any]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         # A dead node is noticed after seconds, not minutes; task modules are those of these tests.
-        patch.setenv("RAY_health_check_failure_threshold", "3")
-        patch.setenv("RAY_health_check_period_ms", "500")
+        patch.setenv("RAY_health_check_failure_threshold", "10")
+        patch.setenv("RAY_health_check_period_ms", "1000")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         from ray.cluster_utils import Cluster
 
