@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mify.kernels import cost
+from mify.kernels import cost, row_cost
 from mify.kernels.cost import Cost
 from mify.kernels.packing import fim_pack_cost
 
@@ -81,12 +81,12 @@ def gpu_cases() -> dict[str, OpCase]:
 
     def norm_fp8(layouts: int, delayed: bool = False) -> OpCase:
         what = f"RMSNorm with a residual to FP8 {_layouts(layouts, delayed)}, 32k x 2560"
-        one = cost.rms_norm_forward(*norm, residual=True, fp8_layouts=layouts, delayed=delayed)
+        one = row_cost.rms_norm_forward(*norm, residual=True, fp8_layouts=layouts, delayed=delayed)
         return rows(what, "norm_fp8", (*norm, layouts == 2, delayed), {"forward": one})
 
     def swiglu_fp8(layouts: int, delayed: bool = False) -> OpCase:
         what = f"SwiGLU to FP8 {_layouts(layouts, delayed)}, 32k x 6912"
-        one = cost.swiglu_forward(*glu, fp8_layouts=layouts, delayed=delayed)
+        one = row_cost.swiglu_forward(*glu, fp8_layouts=layouts, delayed=delayed)
         return rows(what, "swiglu_to_fp8", (*glu, layouts == 2, delayed), {"forward": one})
 
     def pack() -> Parts:
@@ -110,14 +110,14 @@ def gpu_cases() -> dict[str, OpCase]:
         "decode-b256-2k": decode(256, 2048, False),
         "decode-b64-4k-fp8": decode(64, 4096, True),
         "norm": rows("RMSNorm, 32k x 2560", "norm", norm, {
-            "forward": cost.rms_norm_forward(*norm), "backward": cost.rms_norm_backward(*norm)}),
+            "forward": row_cost.rms_norm_forward(*norm), "backward": row_cost.rms_norm_backward(*norm)}),
         "norm-residual": rows("RMSNorm of a sum, and the sum, 32k x 2560", "add_norm", norm, {
-            "forward": cost.rms_norm_forward(*norm, residual=True),
-            "backward": cost.rms_norm_backward(*norm, residual=True)}),
+            "forward": row_cost.rms_norm_forward(*norm, residual=True),
+            "backward": row_cost.rms_norm_backward(*norm, residual=True)}),
         "rope": rows("rotary positions of q and k, 32k x 20/4/128", "rope", turn, {
-            "forward": cost.rope(*turn), "backward": cost.rope(*turn)}),
+            "forward": row_cost.rope(*turn), "backward": row_cost.rope(*turn)}),
         "swiglu": rows("SwiGLU, 32k x 6912", "swiglu", glu, {
-            "forward": cost.swiglu_forward(*glu), "backward": cost.swiglu_backward(*glu)}),
+            "forward": row_cost.swiglu_forward(*glu), "backward": row_cost.swiglu_backward(*glu)}),
         "norm-fp8-one": norm_fp8(1),
         "norm-fp8-both": norm_fp8(2),
         "norm-fp8-both-delayed": norm_fp8(2, delayed=True),
@@ -125,7 +125,7 @@ def gpu_cases() -> dict[str, OpCase]:
         "swiglu-fp8-both": swiglu_fp8(2),
         "swiglu-fp8-both-delayed": swiglu_fp8(2, delayed=True),
         "linear-ce": rows("output matrix and loss, 8192 x 2560 x 65,536", "linear_ce", loss, {
-            "forward and backward": cost.linear_cross_entropy(*loss, weight_grad=cost.BF16)}),
+            "forward and backward": row_cost.linear_cross_entropy(*loss, weight_grad=cost.BF16)}),
         "fim-pack": OpCase("512 rows of 8192 from uint16 to a batch, widened, or gathered by spans", "cuda", pack, {
             "rows": fim_pack_cost.unpack_rows(*packed), "spans": fim_pack_cost.pack_spans(*packed, 512 * 20)}),
     }  # fmt: skip

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mify import kernels
 from mify.bench.kernel_ops import Parts, Prepared, differentiable, optional
 from mify.bench.timing import Work, random_like_activations
-from mify.kernels import cost
+from mify.kernels import row_cost
 from mify.kernels.cost import Cost
 from mify.kernels.mlp.glu_fp8 import swiglu_fp8
 from mify.kernels.norm.norm_fp8 import rms_norm_fp8
@@ -45,8 +45,8 @@ def norm(device: str, dtype: torch.dtype, tokens: int, features: int) -> Parts:
             calls["quack"] = lambda x, w: quack(x, w, eps=EPS)
     element = dtype.itemsize
     return differentiable(
-        calls, (x, weight), cost.rms_norm_forward(tokens, features, element=element),
-        cost.rms_norm_backward(tokens, features, element=element), absent, plain,
+        calls, (x, weight), row_cost.rms_norm_forward(tokens, features, element=element),
+        row_cost.rms_norm_backward(tokens, features, element=element), absent, plain,
     )  # fmt: skip
 
 
@@ -74,8 +74,8 @@ def add_norm(device: str, dtype: torch.dtype, tokens: int, features: int) -> Par
             calls["quack"] = lambda x, r, w: quack(x, w, residual=r, eps=EPS, prenorm=True)
     element = dtype.itemsize
     return differentiable(
-        calls, (x, residual, weight), cost.rms_norm_forward(tokens, features, element=element, residual=True),
-        cost.rms_norm_backward(tokens, features, element=element, residual=True), absent, plain,
+        calls, (x, residual, weight), row_cost.rms_norm_forward(tokens, features, element=element, residual=True),
+        row_cost.rms_norm_backward(tokens, features, element=element, residual=True), absent, plain,
     )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def rope(device: str, dtype: torch.dtype, tokens: int, heads: int, kv_heads: int
                 return tuple(x.transpose(1, 2)[0] for x in outs)
 
             calls["liger"] = turned
-    once = cost.rope(tokens, heads, kv_heads, dim, element=dtype.itemsize)
+    once = row_cost.rope(tokens, heads, kv_heads, dim, element=dtype.itemsize)
     return differentiable(calls, (q, k), once, once, absent, plain)
 
 
@@ -125,8 +125,8 @@ def swiglu(device: str, dtype: torch.dtype, tokens: int, features: int) -> Parts
             calls["liger"] = lambda g, u: liger.apply(g, u)
     element = dtype.itemsize
     return differentiable(
-        calls, (gate, up), cost.swiglu_forward(tokens, features, element=element),
-        cost.swiglu_backward(tokens, features, element=element), absent, plain,
+        calls, (gate, up), row_cost.swiglu_forward(tokens, features, element=element),
+        row_cost.swiglu_backward(tokens, features, element=element), absent, plain,
     )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def norm_fp8(device: str, dtype: torch.dtype, tokens: int, features: int, transp
         y = F.rms_norm((x + residual).float(), (features,), weight.float(), EPS)
         return _both(y, tokens) if transpose else (y,)
 
-    whole = cost.rms_norm_forward(
+    whole = row_cost.rms_norm_forward(
         tokens, features, element=dtype.itemsize, residual=True, fp8_layouts=1 + transpose, delayed=delayed
     )
     return {"forward": _fp8(fused, apart, exact, whole)}
@@ -168,7 +168,9 @@ def swiglu_to_fp8(device: str, dtype: torch.dtype, tokens: int, features: int, t
         y = F.silu(gate.float()) * up.float()
         return _both(y, tokens) if transpose else (y,)
 
-    whole = cost.swiglu_forward(tokens, features, element=dtype.itemsize, fp8_layouts=1 + transpose, delayed=delayed)
+    whole = row_cost.swiglu_forward(
+        tokens, features, element=dtype.itemsize, fp8_layouts=1 + transpose, delayed=delayed
+    )
     return {"forward": _fp8(fused, apart, exact, whole)}
 
 
@@ -222,6 +224,6 @@ def linear_ce(device: str, dtype: torch.dtype, rows: int, features: int, vocabul
 
     works = {name: both(call) for name, call in calls.items()}
     element = dtype.itemsize
-    whole = cost.linear_cross_entropy(rows, features, vocabulary, element=element, weight_grad=element)
+    whole = row_cost.linear_cross_entropy(rows, features, vocabulary, element=element, weight_grad=element)
     # The weight's gradient is summed in fp32, whatever its own dtype: that sum is what any chunked way must hold.
     return {"forward and backward": Prepared(dict(works), whole, exact, absent, weight.numel() * 4)}

@@ -21,10 +21,8 @@ from mify.kernels.cost import (
     ModelShape,
     linear_backward,
     matmul,
-    quantize_fp8,
-    rms_norm_forward,
-    swiglu_forward,
 )
+from mify.kernels.row_cost import quantize_fp8, rms_norm_forward, swiglu_forward
 
 
 @dataclass(frozen=True, slots=True)

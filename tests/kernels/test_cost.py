@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mify.config import ModelConfig, model_config
-from mify.kernels import cost
+from mify.kernels import cost, row_cost
 from mify.kernels.attention import gqa_ref
 from mify.model import Model
 
@@ -131,16 +131,16 @@ def test_decode_bytes_by_hand() -> None:
     ("measured", "expected"),
     [
         # 4,096 × 2,560 in bf16 is 20,971,520 bytes.
-        (cost.rms_norm_forward(4096, 2560), 2 * 20_971_520 + 2560 * 2 + 4096 * 4),
-        (cost.rms_norm_forward(4096, 2560, residual=True), 4 * 20_971_520 + 2560 * 2 + 4096 * 4),
-        (cost.rms_norm_backward(4096, 2560), 3 * 20_971_520 + 2560 * 2 + 4096 * 4 + 2560 * 4),
-        (cost.swiglu_forward(4096, 2560), 3 * 20_971_520),
-        (cost.swiglu_backward(4096, 2560), 5 * 20_971_520),
-        (cost.rope(4096, 20, 4, 128), 2 * 4096 * 24 * 128 * 2 + 4096 * 128 * 4),
-        (cost.cross_entropy_forward(512, 1000), 512 * 1000 * 2 + 512 * 16),
-        (cost.cross_entropy_backward(512, 1000), 2 * 512 * 1000 * 2 + 512 * 16),
-        (cost.adamw(1000), 1000 * (12 + 4 + 12)),
-        (cost.adamw(1000, compute=2), 1000 * (12 + 4 + 14)),
+        (row_cost.rms_norm_forward(4096, 2560), 2 * 20_971_520 + 2560 * 2 + 4096 * 4),
+        (row_cost.rms_norm_forward(4096, 2560, residual=True), 4 * 20_971_520 + 2560 * 2 + 4096 * 4),
+        (row_cost.rms_norm_backward(4096, 2560), 3 * 20_971_520 + 2560 * 2 + 4096 * 4 + 2560 * 4),
+        (row_cost.swiglu_forward(4096, 2560), 3 * 20_971_520),
+        (row_cost.swiglu_backward(4096, 2560), 5 * 20_971_520),
+        (row_cost.rope(4096, 20, 4, 128), 2 * 4096 * 24 * 128 * 2 + 4096 * 128 * 4),
+        (row_cost.cross_entropy_forward(512, 1000), 512 * 1000 * 2 + 512 * 16),
+        (row_cost.cross_entropy_backward(512, 1000), 2 * 512 * 1000 * 2 + 512 * 16),
+        (row_cost.adamw(1000), 1000 * (12 + 4 + 12)),
+        (row_cost.adamw(1000, compute=2), 1000 * (12 + 4 + 14)),
     ],
 )
 def test_bytes_of_element_wise_ops_by_hand(measured: cost.Cost, expected: int) -> None:
@@ -153,11 +153,11 @@ def test_fusing_both_fp8_layouts_with_a_residual_saves_a_third() -> None:
     # The roofline of norm + residual with both layouts against norm, then quantize twice: 1.5.
     tokens, d = 8192, 2560
     size = tokens * d
-    fused = cost.rms_norm_forward(tokens, d, residual=True, fp8_layouts=2).bytes
+    fused = row_cost.rms_norm_forward(tokens, d, residual=True, fp8_layouts=2).bytes
     quantize = size * 2 + size + size // 128 * 4
-    apart = cost.rms_norm_forward(tokens, d, residual=True).bytes + 2 * quantize
+    apart = row_cost.rms_norm_forward(tokens, d, residual=True).bytes + 2 * quantize
     assert math.isclose(apart / fused, 1.75, rel_tol=0.03)
-    together = cost.rms_norm_forward(tokens, d, residual=True).bytes + size * 2 + 2 * (size + size // 128 * 4)
+    together = row_cost.rms_norm_forward(tokens, d, residual=True).bytes + size * 2 + 2 * (size + size // 128 * 4)
     assert math.isclose(together / fused, 1.5, rel_tol=0.03)
 
 
@@ -165,16 +165,16 @@ def test_bytes_of_fp8_layouts_by_hand() -> None:
     # 130 x 200: two blocks of features a token; in the transpose 256 tokens, two blocks of them a feature.
     one = 130 * 200 + 130 * 2 * 4
     both = one + 256 * 200 + 200 * 2 * 4
-    assert cost.quantize_fp8(130, 200, 1) == cost.Cost(0, 130 * 200 * 2, one)
-    assert cost.quantize_fp8(130, 200, 2) == cost.Cost(0, 130 * 200 * 2, both)
-    assert cost.quantize_fp8(130, 200, 2, delayed=True).written == 130 * 200 + 256 * 200
-    assert cost.swiglu_forward(130, 200, fp8_layouts=2).written == both
-    norm = cost.rms_norm_forward(130, 200, residual=True, fp8_layouts=1)
+    assert row_cost.quantize_fp8(130, 200, 1) == cost.Cost(0, 130 * 200 * 2, one)
+    assert row_cost.quantize_fp8(130, 200, 2) == cost.Cost(0, 130 * 200 * 2, both)
+    assert row_cost.quantize_fp8(130, 200, 2, delayed=True).written == 130 * 200 + 256 * 200
+    assert row_cost.swiglu_forward(130, 200, fp8_layouts=2).written == both
+    norm = row_cost.rms_norm_forward(130, 200, residual=True, fp8_layouts=1)
     assert norm == cost.Cost(0, 2 * 130 * 200 * 2 + 200 * 2, 130 * 200 * 2 + one + 130 * 4)
 
 
 def test_linear_cross_entropy_of_the_target_shape() -> None:
-    one = cost.linear_cross_entropy(8192, 2560, 65_536)
+    one = row_cost.linear_cross_entropy(8192, 2560, 65_536)
     assert round(one.flops / 1e12, 2) == 8.25
     assert round(one.flops / 700e12 * 1e3, 1) == 11.8
 
