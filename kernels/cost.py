@@ -1,5 +1,7 @@
 """FLOPs and bytes of every op and of the whole model: what benches compute rooflines from, and `mify plan` plans with.
 
+The row-wise ops, the loss and the optimizer stand in `row_cost`, those of a part in its folder (`X_cost`).
+
 Counting rules, the same everywhere:
 
 - A multiply-add of a matrix product is two FLOPs. Element-wise work counts nothing, as in torch's FlopCounterMode.
