@@ -32,6 +32,7 @@ from typing import Any
 # The whole call, and what is kept of it for the summary.
 BUDGET_SECONDS, RESERVE_SECONDS = 570.0, 15.0
 TRIES = 2
+CORRECTNESS = ("tests/kernels", "tests/test_backends.py", "tests/test_decoding.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def plan(dry_run: bool = False) -> list[Part]:
         tests += ["-n", "6"]  # compiling is most of the time
     tuned = ("norm*", "rope", "swiglu*", "linear-ce", "gqa-*")
     return [
-        Part("correctness", (sys.executable, *tests, "-m", "gpu", "tests/kernels"), limit=200, least=60),
+        Part("correctness", (sys.executable, *tests, "-m", "gpu", *CORRECTNESS), limit=200, least=60),
         *bench("decode-attention", "kernels", "decode-*", limit=90),
         *bench("packed-attention", "kernels", "gqa-packed-*", limit=150),
         *bench("norm", "kernels", "norm", "norm-residual", limit=100),

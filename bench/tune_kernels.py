@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mify.bench.rows import Row, write_results
+from mify.bench.tune_attention import attention_shapes
 from mify.kernels import measured
 
 Call = Callable[[], Any]
@@ -96,7 +97,14 @@ def knobs(device: str, dtype: Any, *, scale: int = 1) -> list[Knob]:
         Knob(kernel, {"size": size}, tuple(label(candidate) for candidate in candidates), cases, make)
         for kernel, size, candidates, cases, make in found
     ]
-    return result + _attention(inputs, device, dtype)
+    return [*result, *_attention(inputs, device, dtype), *_backends(device, dtype, scale)]
+
+
+def _backends(device: str, dtype: Any, scale: int) -> list[Knob]:
+    return [
+        Knob("gqa", attention.shape(), attention.backends(), (attention.case,), attention.make)
+        for attention in attention_shapes(device, dtype, scale=scale)
+    ]
 
 
 def _attention(inputs: _Inputs, device: str, dtype: Any) -> list[Knob]:

@@ -93,7 +93,7 @@ def _op(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     bounds = checks.segment_bounds(cu_seqlens, q.shape[0], max_seqlen)
-    shape = _shape(q, k, max_seqlen, bounds, causal, window, deterministic)
+    shape = shape_of(q, k, max_seqlen, bounds, causal, window, deterministic)
     backend = _backend(impl, q, shape)
     if backend == "cpu":
         return gqa_cpu.forward(q, k, v, cu_seqlens, causal, window, scale)
@@ -133,7 +133,7 @@ def _backward_op(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     bounds = checks.segment_bounds(cu_seqlens, q.shape[0], max_seqlen)
-    shape = _shape(q, k, max_seqlen, bounds, causal, window, deterministic)
+    shape = shape_of(q, k, max_seqlen, bounds, causal, window, deterministic)
     backend = _backend(impl, q, shape)
     if backend == "cpu":
         return gqa_cpu.backward(grad, q, k, v, lse, cu_seqlens, causal, window, scale)
@@ -178,10 +178,11 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _shape(
+def shape_of(
     q: Tensor, k: Tensor, max_seqlen: int, bounds: list[int], causal: bool, window: int, deterministic: bool,
     eager: bool = False,
 ) -> dict[str, int]:  # fmt: skip
+    """What the dispatcher looks at. `bounds`: cu_seqlens; `eager`: outside of a compiled graph."""
     lengths = [end - start for start, end in itertools.pairwise(bounds) if end > start]
     return {
         "tokens": q.shape[0],
@@ -282,7 +283,7 @@ def gqa_attention(
     q, k, v = checks.no_overlap("q", q), checks.no_overlap("k", k), checks.no_overlap("v", v)
     if _has_values(q):
         bounds = checks.segment_bounds(cu_seqlens, q.shape[0], max_seqlen)
-        shape = _shape(q, k, max_seqlen, bounds, causal, window, deterministic, eager=True)
+        shape = shape_of(q, k, max_seqlen, bounds, causal, window, deterministic, eager=True)
         while (backend := _backend(impl, q, shape)) in gqa_libraries.modules():
             # With its own autograd, which no op of ours could keep from forward to backward.
             docs = gqa_libraries.documents(cu_seqlens, bounds)
