@@ -99,7 +99,8 @@ def attention_shapes(device: str, dtype: Any, *, scale: int = 1) -> list[Attenti
     """The shapes of the suite, tokens and heads divided by `scale`."""
     found = []
     for case, tokens, mean, heads, kv_heads in SHAPES:
-        total, typical = tokens // scale, max(16, mean // scale)
+        typical = max(16, mean // scale)
+        total = max(typical, tokens // scale)
         equal = case.startswith("gqa-long")
         lengths = [typical] * (total // typical) if equal else document_lengths(total, typical, seed=0)
         group = heads // kv_heads
