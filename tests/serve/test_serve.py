@@ -236,13 +236,16 @@ def test_a_vocabulary_without_fim_tokens_refuses(model: Model) -> None:
         infill.prompt("a", "b", 8)
 
 
+@pytest.mark.slow
 @needs_llama_cpp
 def test_the_command_serves_until_it_is_interrupted(gguf: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "mify", "serve", str(gguf), "--port", str(port), "--threads", "1"]
+    # A shell's background jobs ignore SIGINT, and so would what they start.
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: ask(url, "/health", b"", "GET")[0] == 200)
