@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import threading
 
 # Modules through whose public names nothing of the interpreter can be reached.
 _PLAIN_MODULES = frozenset(
@@ -38,6 +39,8 @@ _PLAIN_METHODS = frozenset(
 _TELLING_TEXT = re.compile(r"__|\b(?:tb|f|gi|cr|ag|co)_[a-z]|[{][^{}]*[.\[]")
 _BUILTINS = frozenset(dir(builtins))
 
+_PARSING = threading.Lock()
+
 
 def suspicion(source: str, used_by_tests: frozenset[str] = frozenset()) -> str | None:
     """What in a program could reach for the harness, or None where nothing could.
@@ -47,7 +50,7 @@ def suspicion(source: str, used_by_tests: frozenset[str] = frozenset()) -> str |
         used_by_tests: names the tests rely on that are not the program's to define.
     """
     try:
-        tree = ast.parse(source)
+        tree = _parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None  # it cannot run either
     try:
@@ -174,9 +177,16 @@ def _bound_at_top(tree: ast.Module) -> set[str]:
     return names
 
 
+def _parse(source: str) -> ast.Module:
+    # CPython 3.11 counts the depth of the tree it builds in one place for all threads, and raises SystemError where two
+    # build at once (CPython gh-106905).
+    with _PARSING:
+        return ast.parse(source)
+
+
 def names_used(source: str) -> frozenset[str]:
     """All names that a text loads or calls; empty where it is no Python."""
     try:
-        return frozenset(node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
+        return frozenset(node.id for node in ast.walk(_parse(source)) if isinstance(node, ast.Name))
     except (SyntaxError, ValueError, RecursionError):
         return frozenset()
