@@ -23,13 +23,12 @@ from torch import Tensor
 from mify.kernels import checks, dispatch
 
 from . import fim_pack_ref
-from .fim_pack_ref import PADDING
+from .fim_pack_ref import PADDING, Batch, Spans
 
 __all__ = ["MOST_SENTINELS", "PADDING", "pack_spans", "unpack_rows"]
 
 MOST_SENTINELS = 4
 TOKEN_TYPES = (torch.uint16, torch.uint32)
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _cuda_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> str:
@@ -72,11 +71,6 @@ def _backend(impl: str, tokens: Tensor, num_rows: int, context: int) -> ModuleTy
     return fim_pack_ref
 
 
-def _outputs(like: Tensor, size: int, cu_length: int) -> Batch:
-    wide = (like.new_empty(size, dtype=torch.int64) for _ in range(3))
-    return (*wide, like.new_empty(cu_length, dtype=torch.int32))  # type: ignore[return-value]
-
-
 @torch.library.custom_op("mify::unpack_rows", mutates_args=())
 def _unpack_op(
     rows: Tensor, loss_bits: Tensor, segment_starts: Tensor, segment_rows: Tensor, cu_length: int, impl: str
@@ -88,7 +82,7 @@ def _unpack_op(
 
 @_unpack_op.register_fake
 def _(rows, loss_bits, segment_starts, segment_rows, cu_length, impl):  # type: ignore[no-untyped-def]
-    return _outputs(rows, rows.numel(), cu_length)
+    return fim_pack_ref.outputs(rows, rows.numel(), cu_length)
 
 
 @torch.library.custom_op("mify::pack_spans", mutates_args=())
@@ -107,18 +101,18 @@ def _pack_op(
     cu_length: int,
     impl: str,
 ) -> Batch:
-    backend = _backend(impl, buffer, segment_rows.numel() - 1, context)
-    result: Batch = backend.pack_spans(
-        buffer, patches, span_source, span_starts, span_rows, segment_starts, segment_loss, segment_rows,
-        context, pad_id, sentinels, cu_length,
+    spans = Spans(
+        buffer, patches, span_source, span_starts, span_rows, segment_starts, segment_loss, segment_rows
     )  # fmt: skip
+    backend = _backend(impl, buffer, spans.num_rows, context)
+    result: Batch = backend.pack_spans(spans, context, pad_id, sentinels, cu_length)
     return result
 
 
 @_pack_op.register_fake
 def _(buffer, *tables_and_sizes):  # type: ignore[no-untyped-def]
     segment_rows, context, _, _, cu_length, _ = tables_and_sizes[-6:]
-    return _outputs(buffer, (segment_rows.numel() - 1) * context, cu_length)
+    return fim_pack_ref.outputs(buffer, (segment_rows.numel() - 1) * context, cu_length)
 
 
 def unpack_rows(

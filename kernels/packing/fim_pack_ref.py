@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,11 +11,34 @@ from torch import Tensor
 IGNORE_LABEL = -100
 PADDING = -(1 << 63)
 """The source of a span that is padding."""
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Tokens, labels, positions and cu_seqlens."""
 
 
-def unpack_rows(
-    rows: Tensor, loss_bits: Tensor, segment_starts: Tensor, segment_rows: Tensor, cu_length: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class Spans(NamedTuple):
+    """What `pack_spans` gathers from, and the plan's tables; see `fim_pack.pack_spans`."""
+
+    buffer: Tensor
+    patches: Tensor
+    span_source: Tensor
+    span_starts: Tensor
+    span_rows: Tensor
+    segment_starts: Tensor
+    segment_loss: Tensor
+    segment_rows: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        return self.segment_rows.numel() - 1
+
+
+def outputs(like: Tensor, size: int, cu_length: int) -> Batch:
+    """(tokens, labels, positions, cu_seqlens), not filled."""
+    tokens, labels, positions = (torch.empty(size, dtype=torch.int64, device=like.device) for _ in range(3))
+    return tokens, labels, positions, torch.empty(cu_length, dtype=torch.int32, device=like.device)
+
+
+def unpack_rows(rows: Tensor, loss_bits: Tensor, segment_starts: Tensor, segment_rows: Tensor, cu_length: int) -> Batch:
     """As `fim_pack.unpack_rows`, arguments checked there."""
     num_rows, context = rows.shape
     starts = _flat(segment_starts, segment_rows, context)
@@ -23,28 +47,16 @@ def unpack_rows(
     return _batch(rows.reshape(-1).to(torch.int64), bits.reshape(-1) != 0, starts, cu_length)
 
 
-def pack_spans(
-    buffer: Tensor,
-    patches: Tensor,
-    span_source: Tensor,
-    span_starts: Tensor,
-    span_rows: Tensor,
-    segment_starts: Tensor,
-    segment_loss: Tensor,
-    segment_rows: Tensor,
-    context: int,
-    pad_id: int,
-    sentinels: Sequence[int],
-    cu_length: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pack_spans(spans: Spans, context: int, pad_id: int, sentinels: Sequence[int], cu_length: int) -> Batch:
     """As `fim_pack.pack_spans`, arguments checked there."""
-    size = (segment_rows.numel() - 1) * context
+    buffer, patches, span_source, span_starts, span_rows, segment_starts, segment_loss, segment_rows = spans
+    size = spans.num_rows * context
     at = torch.arange(size, device=buffer.device)
-    spans = _flat(span_starts, span_rows, context)
-    span = _part_of(at, spans)
+    begins = _flat(span_starts, span_rows, context)
+    span = _part_of(at, begins)
     source = span_source[span]
     patched, padding = (source < 0) & (source != PADDING), source == PADDING
-    place = torch.where(patched, ~source, source) + at - spans[span]
+    place = torch.where(patched, ~source, source) + at - begins[span]
     sizes = torch.where(patched, patches.numel(), buffer.numel())
     beyond = ~padding & ((place < 0) | (place >= sizes))
     if buffer.device.type == "cpu" and bool(beyond.any()):
@@ -77,7 +89,7 @@ def _part_of(at: Tensor, starts: Tensor) -> Tensor:
     return torch.searchsorted(starts, at, right=True) - 1
 
 
-def _batch(tokens: Tensor, loss: Tensor, starts: Tensor, cu_length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _batch(tokens: Tensor, loss: Tensor, starts: Tensor, cu_length: int) -> Batch:
     """Args: loss: (T,) the token is a target that carries loss."""
     size = tokens.numel()
     if starts.numel() >= cu_length:

@@ -17,7 +17,7 @@ from torch import Tensor
 from mify.kernels.ahead import LAUNCH, Case
 from mify.kernels.launch import on
 
-from .fim_pack_cpu import outputs
+from .fim_pack_ref import Batch, Spans, outputs
 
 # At 8 warps the gather of uint32 tokens spills 8 bytes a thread, at 16 nothing (48 registers).
 BLOCK, NUM_WARPS = 1024, 16
@@ -191,9 +191,7 @@ def _pack_kernel(
     tl.store(labels_ptr + base, tl.where(loss, label, -100), mask=inside)
 
 
-def unpack_rows(
-    rows: Tensor, loss_bits: Tensor, segment_starts: Tensor, segment_rows: Tensor, cu_length: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def unpack_rows(rows: Tensor, loss_bits: Tensor, segment_starts: Tensor, segment_rows: Tensor, cu_length: int) -> Batch:
     """As `fim_pack_ref.unpack_rows`."""
     num_rows, context = rows.shape
     batch = outputs(rows, rows.numel(), cu_length)
@@ -205,31 +203,17 @@ def unpack_rows(
     return batch
 
 
-def pack_spans(
-    buffer: Tensor,
-    patches: Tensor,
-    span_source: Tensor,
-    span_starts: Tensor,
-    span_rows: Tensor,
-    segment_starts: Tensor,
-    segment_loss: Tensor,
-    segment_rows: Tensor,
-    context: int,
-    pad_id: int,
-    sentinels: Sequence[int],
-    cu_length: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pack_spans(spans: Spans, context: int, pad_id: int, sentinels: Sequence[int], cu_length: int) -> Batch:
     """As `fim_pack_ref.pack_spans`."""
-    num_rows = segment_rows.numel() - 1
+    buffer, patches, num_rows = spans.buffer, spans.patches, spans.num_rows
     batch = outputs(buffer, num_rows * context, cu_length)
     if not patches.numel():
-        patches = buffer[:1]  # an empty tensor has no address; no span leads into it
+        spans = spans._replace(patches=buffer[:1])  # an empty tensor has no address; no span leads into it
     four = [*sentinels, -1, -1, -1, -1][:4]
     with on(buffer):
         _pack_kernel[(num_rows * triton.cdiv(context, BLOCK),)](
-            buffer, patches, span_source, span_starts, span_rows, segment_starts, segment_loss, segment_rows, *batch,
-            num_rows, context, segment_starts.numel(), span_starts.numel(), buffer.numel(), patches.numel(), cu_length,
-            pad_id, *four, BLOCK=BLOCK, num_warps=NUM_WARPS, **LAUNCH,
+            *spans, *batch, num_rows, context, spans.segment_starts.numel(), spans.span_starts.numel(),
+            buffer.numel(), patches.numel(), cu_length, pad_id, *four, BLOCK=BLOCK, num_warps=NUM_WARPS, **LAUNCH,
         )  # fmt: skip
     return batch
 

@@ -14,20 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+from mify.data.shard_writer import TextDocument
 from mify.special_tokens import FILE_SEP, REPO_NAME
 
 
-class RepositoryFile(Protocol):
+class RepositoryFile(TextDocument, Protocol):
     """What is read of a document that is a file (`mify.curation.documents.Document` has it)."""
 
-    @property
-    def id(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def domain(self) -> str: ...
-    @property
-    def language(self) -> str: ...
     @property
     def source(self) -> str: ...
     @property

@@ -16,6 +16,7 @@ import torch
 from fim_pack_oracle import Batch, assert_same, random_inputs
 
 from mify.kernels.packing.fim_pack_cpu import row_arguments, span_arguments
+from mify.kernels.packing.fim_pack_ref import Spans
 
 POINTERS = (
     "rows loss_bits buffer patches span_source span_starts span_rows segment_loss segment_starts segment_rows "
@@ -74,7 +75,7 @@ def test_the_emulated_kernel_equals_a_plain_loop(
         batch, arguments = row_arguments(*given.rows, given.cu_length)
         assert_same(emulate(emulator, batch, arguments, False, seed), given.batch)
         options = [given.options[name] for name in ("context", "pad_id", "sentinels", "cu_length")]
-        batch, arguments = span_arguments(*given.spans, *options)  # type: ignore[arg-type]
+        batch, arguments = span_arguments(Spans(*given.spans), *options)  # type: ignore[arg-type]
         assert_same(emulate(emulator, batch, arguments, True, seed), given.batch)
 
 
@@ -86,7 +87,7 @@ def test_damaged_tables_lead_nowhere(emulator: ctypes.CDLL) -> None:
     for which, value in ((2, 1 << 40), (2, -(1 << 40)), (4, 1 << 40), (7, 1 << 40), (7, -(1 << 40)), (4, -5)):
         spans = list(given.spans)
         spans[which] = torch.full_like(spans[which], value)
-        batch, arguments = span_arguments(*spans, *options)  # type: ignore[arg-type]
+        batch, arguments = span_arguments(Spans(*spans), *options)  # type: ignore[arg-type]
         tokens, labels, positions, _ = emulate(emulator, batch, arguments, True, 0)
         assert set(tokens.tolist()) <= {-1, 1} | set(given.batch[0].tolist())
         if which == 2:
@@ -157,7 +158,7 @@ def arguments_of(spans: bool) -> dict[str, Any]:
     if not spans:
         return row_arguments(*given.rows, given.cu_length)[1]
     options = [given.options[name] for name in ("context", "pad_id", "sentinels", "cu_length")]
-    return span_arguments(*given.spans, *options)[1]  # type: ignore[arg-type]
+    return span_arguments(Spans(*given.spans), *options)[1]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
