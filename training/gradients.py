@@ -1,7 +1,8 @@
 """Gradients of a global batch: over micro-batches and ranks, normalised by the labelled tokens of all of them.
 
-The mean is taken over tokens, never over micro-batches of unequal length (torchtune #1875), so accumulation over 1, 2
-or 4 micro-batches and any number of ranks gives one gradient up to rounding.
+The mean is taken over tokens (pairs or sequences, where those are the objective's units), never over micro-batches of
+unequal length (torchtune #1875), so accumulation over 1, 2 or 4 micro-batches and any number of ranks gives one
+gradient up to rounding.
 
 With `parallel.fixed_order` not even rounding differs. The batch is cut into `virtual_shards` parts whatever the world
 size; each part's gradient is computed by itself; the parts are added pairwise in a tree, ((g0 + g1) + (g2 + g3)), whose
@@ -12,6 +13,7 @@ the same arithmetic. It costs an all-gather of the gradients and forgoes shardin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -30,20 +32,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def accumulate(run: Run, batch: PackedBatch) -> tuple[float, int, bool]:
-    """Leaves the global batch's mean gradient in `.grad`.
+@dataclass(frozen=True)
+class Step:
+    """What a step's forward and backward passes came to, equal on all ranks."""
 
-    Returns:
-        The mean loss over the global batch's labelled tokens (nats), their number, and whether any rank was asked to
-        stop. All three are equal on all ranks.
-    """
-    counts = run.world.sum(torch.tensor([batch.num_labels, run.stop_asked], dtype=torch.int64))
-    tokens, stop = max(1, int(counts[0])), bool(counts[1])
+    loss: float  # mean over the global batch's units; in nats a token for language modelling
+    tokens: int  # labelled
+    stop: bool  # whether any rank was asked to stop
+    sums: dict[str, float]  # what the objective sums besides, as means over the units
+
+
+def accumulate(run: Run, batch: PackedBatch) -> Step:
+    """Leaves the global batch's mean gradient in `.grad`."""
+    counts = run.world.sum(torch.tensor([batch.num_units, batch.num_labels, run.stop_asked], dtype=torch.int64))
+    units, tokens, stop = max(1, int(counts[0])), max(1, int(counts[1])), bool(counts[2])
     if run.config.parallel.fixed_order:
-        loss = _in_fixed_order(run, batch, tokens)
+        sums = _in_fixed_order(run, batch, units)
     else:
-        loss = _in_any_order(run, batch, tokens)
-    return loss / tokens, tokens, stop
+        sums = _in_any_order(run, batch, units)
+    loss, *others = (sums / units).tolist()
+    return Step(loss, tokens, stop, dict(zip(run.objective.names, others, strict=True)))
 
 
 def gradient_factor(run: Run) -> int:
@@ -51,17 +59,17 @@ def gradient_factor(run: Run) -> int:
     return run.world.size if is_sharded(run.model) else 1
 
 
-def _in_any_order(run: Run, batch: PackedBatch, tokens: int) -> float:
+def _in_any_order(run: Run, batch: PackedBatch, units: int) -> Tensor:
     world, model = run.world, run.model
-    total = _backward(run, batch, gradient_factor(run) / tokens)
+    total = _backward(run, batch, gradient_factor(run) / units)
     if world.size > 1 and not is_sharded(model):
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         flat = world.sum(_flatten(gradients))
         _unflatten(flat, gradients)
-    return float(world.sum(total))
+    return world.sum(total)
 
 
-def _in_fixed_order(run: Run, batch: PackedBatch, tokens: int) -> float:
+def _in_fixed_order(run: Run, batch: PackedBatch, units: int) -> Tensor:
     world, shards = run.world, run.config.parallel.virtual_shards
     if shards & (shards - 1) or shards % world.size:
         raise MifyError(
@@ -72,13 +80,13 @@ def _in_fixed_order(run: Run, batch: PackedBatch, tokens: int) -> float:
     losses: list[Tensor] = []
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     for part in batch.split(shards // world.size):
-        losses.append(_backward(run, part, 1 / tokens))
+        losses.append(_backward(run, part, 1 / units))
         gradients.append(_flatten([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]))
         run.optimizer.zero_grad()
     flat = _over_ranks(run, tree_sum(gradients, torch.add))
     for parameter, piece in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
         parameter.grad = piece.view_as(parameter)
-    return float(_over_ranks(run, tree_sum(losses, torch.add)))
+    return _over_ranks(run, tree_sum(losses, torch.add))
 
 
 def _over_ranks(run: Run, value: Tensor) -> Tensor:
@@ -90,17 +98,21 @@ def _over_ranks(run: Run, value: Tensor) -> Tensor:
 
 
 def _backward(run: Run, batch: PackedBatch, scale: float) -> Tensor:
-    """Adds the gradients of `scale` times the summed loss to `.grad`; returns the summed loss (scalar, fp64)."""
+    """Adds the gradients of `scale` times the summed loss to `.grad`.
+
+    Returns:
+        The summed loss, and behind it what the objective sums besides, fp64.
+    """
     config, model, device = run.config, run.model, run.world.device
     rows = config.data.micro_rows or batch.num_rows
     parts = batch.split(max(1, batch.num_rows // rows)) if batch.num_rows > rows else [batch]
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros(1 + len(run.objective.names), dtype=torch.float64, device=device)
     for index, part in enumerate(parts):
         gradient_sync(model, last=index == len(parts) - 1)
         with microbatch(model, first=index == 0):
-            loss, _ = model.loss(part.to(device, non_blocking=True), z_loss=config.optimizer.z_loss)
+            loss, sums = run.objective.loss(model, part.to(device, non_blocking=True))
         torch.autograd.backward(loss * scale)
-        total += loss.detach()
+        total += torch.cat([loss.detach().reshape(1), sums])
     return total
 
 

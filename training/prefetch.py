@@ -33,7 +33,8 @@ class _Fetched:
 
 
 class Prefetcher:
-    """Draws from `stream` in a thread, `ahead` batches in front of the loop.
+    """Draws from `stream` in a thread, `ahead` batches in front of the loop; 0: in the loop itself, when it asks, for
+    a batch that is made with the weights as they are then.
 
     `state` and `ledger` are those after the batch that `next` gave last. Before the first they are the stream's own, or
     the `ledger` given (a resumed stream does not know the shares of an epoch until it has planned it).
@@ -43,13 +44,16 @@ class Prefetcher:
         self, stream: Stream, *, ahead: int = 2, pin_memory: bool = False, ledger: dict[str, Any] | None = None
     ) -> None:
         self.state, self.ledger = stream.state_dict(), ledger or stream.ledger()
-        self._stream, self._pin = stream, pin_memory
+        self._stream, self._pin, self._ahead = stream, pin_memory, ahead
+        self._batches: Iterator[PackedBatch] | None = None
         self._queue: queue.Queue[_Fetched | BaseException | None] = queue.Queue(maxsize=ahead)
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None  # started by the first next(): a finished run plans nothing
 
     def next(self) -> PackedBatch | None:
         """The next batch; None when the stream is at its end. Raises what the stream raised."""
+        if self._ahead == 0:
+            return self._make()
         if self._thread is None:
             self._thread = threading.Thread(target=self._fetch, name="prefetch", daemon=True)
             self._thread.start()
@@ -61,6 +65,14 @@ class Prefetcher:
             raise item
         self.state, self.ledger = item.state, item.ledger
         return item.batch
+
+    def _make(self) -> PackedBatch | None:
+        if self._batches is None:
+            self._batches = iter(self._stream)
+        batch = next(self._batches, None)
+        if batch is not None:
+            self.state, self.ledger = self._stream.state_dict(), self._stream.ledger()
+        return batch
 
     def close(self) -> None:
         """Ends the thread; batches made ahead are dropped (they will be made again)."""

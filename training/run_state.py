@@ -32,9 +32,10 @@ from .checkpoint import Checkpoint, Checkpointer, load_tensors, read_state, rest
 from .config import TrainConfig, changed_keys
 from .data import open_stream, tokenizer_path
 from .evaluate import HeldOut
-from .gradients import gradient_factor
+from .gradients import Step, gradient_factor
 from .metrics import MetricsLog
 from .model import make_model
+from .objective import open_objective
 from .optim import make_optimizer
 from .parallel import World, distribute
 from .prefetch import Prefetcher, Stream
@@ -78,6 +79,7 @@ class Run:
         self._seconds: deque[float] = deque(maxlen=20)
         self._peak_flops = peak_flops(world)
         self._flops_per_step = 0.0
+        self._tokens_per_step = config.tokens_per_step
         self._claim_folder()
         torch.manual_seed(config.seed)
         self.tokenizer_path = tokenizer_path(config)
@@ -89,6 +91,7 @@ class Run:
         del weights
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.stream: Stream = open_stream(config, world)
+        self.objective = open_objective(config, world, self.model, self.tokenizer, self.stream)
         self.guard = Guard(config.stability)
         self.held_out = HeldOut.load(config.evaluation) if config.evaluation.held_out else None
         checkpoint = config.checkpoint
@@ -171,6 +174,7 @@ class Run:
                 f"set --steps={self.step}, or --data.exhausted=repeat",
             )
         self.batch_index += 1
+        self._tokens_per_step = batch.num_tokens * self.world.size
         return batch
 
     def save(self) -> None:
@@ -261,16 +265,15 @@ class Run:
     def log_step(
         self,
         verdict: Verdict,
-        loss: float,
+        done: Step,
         norm: float,
         rate: float,
-        tokens: int,
         *,
         load_seconds: float,
         started: float,
     ) -> None:
         """The record of the step that is over."""
-        now = time.perf_counter()
+        now, loss = time.perf_counter(), done.loss
         self._seconds.append(now - started)
         if verdict is Verdict.SKIP:
             reason = f"loss {loss}, gradient norm {norm}"
@@ -287,10 +290,12 @@ class Run:
                 "loss": loss if math.isfinite(loss) else None,
                 "gradient_norm": norm if math.isfinite(norm) else None,
                 "learning_rate": rate,
-                "labelled_tokens": tokens,
+                "labelled_tokens": done.tokens,
                 "trained_tokens": self.trained_tokens,
+                **done.sums,
+                **self.objective.facts(),
                 "time": {
-                    "tokens_per_second": self.config.tokens_per_step / mean,
+                    "tokens_per_second": self._tokens_per_step / mean,
                     "step_seconds": now - started,
                     "load_seconds": load_seconds,
                     "eta_seconds": mean * (self.config.steps - self.step),

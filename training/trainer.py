@@ -1,8 +1,9 @@
 """The training loop.
 
 A step: take the global batch's share of this rank, sum gradients over micro-batches normalised by the labelled tokens
-of *all* ranks and micro-batches (so that neither the split nor the world size changes what is learnt), judge the
-numbers, update, write down, save. What a step needs lives in `Run`; how the work is spread, in `parallel`.
+(or pairs, or sequences) of *all* ranks and micro-batches, so that neither the split nor the world size changes what is
+learnt, judge the numbers, update, write down, save. What a step needs lives in `Run`, what is minimised in an
+`Objective`, how the work is spread in `parallel`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
             set_learning_rate(run.optimizer, rate)
             batch = run.next_batch()
             load_seconds = time.perf_counter() - started
-            loss, tokens, stop = accumulate(run, batch)
+            done = accumulate(run, batch)
+            loss = done.loss
             norm = global_norm(run.model, config.optimizer.clip_norm)
             verdict = run.guard.judge(loss, norm)
             if verdict is Verdict.ROLL_BACK:
@@ -55,17 +57,17 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
                 continue
             if verdict is Verdict.TAKE:
                 run.optimizer.step()
-                run.trained_tokens += tokens
+                run.trained_tokens += done.tokens
             run.optimizer.zero_grad()
             end_step(run.model, world.maximum, gradient_factor=gradient_factor(run))
             run.step += 1
             profile.step()
-            run.log_step(verdict, loss, norm, rate, tokens, load_seconds=load_seconds, started=started)
+            run.log_step(verdict, done, norm, rate, load_seconds=load_seconds, started=started)
             if run.is_due(config.evaluation.every_steps):
                 scores = run.evaluate()
-            if stop or run.is_due(config.checkpoint.every_steps):
+            if done.stop or run.is_due(config.checkpoint.every_steps):
                 run.save()
-            if stop:
+            if done.stop:
                 raise KeyboardInterrupt
 
         return run.result(loss, scores)

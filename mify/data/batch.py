@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -42,6 +43,11 @@ class PackedBatch:
     def num_labels(self) -> int:
         """How many positions carry loss (synchronises a device)."""
         return int((self.labels != IGNORE_LABEL).sum())
+
+    @property
+    def num_units(self) -> int:
+        """What the loss is a mean over: here labelled tokens; pairs or sequences where a batch is made of those."""
+        return self.num_labels
 
     @property
     def num_rows(self) -> int:
@@ -100,3 +106,34 @@ class PackedBatch:
                 )
             )
         return out
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedBatch(PackedBatch):
+    """A batch whose loss needs more than labels."""
+
+    notes: dict[str, Tensor] = field(default_factory=dict)
+    """By name: (T, ...) of every token, or (rows, ...) of every row. `units`, (rows,) int64, must be among them."""
+
+    @property
+    def num_units(self) -> int:
+        return int(self.notes["units"].sum())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> AnnotatedBatch:
+        moved = PackedBatch.to(self, device, non_blocking)
+        return _annotate(moved, self.notes, lambda note: note.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> AnnotatedBatch:
+        return _annotate(PackedBatch.pin_memory(self), self.notes, lambda note: note.pin_memory())
+
+    def split(self, parts: int) -> list[PackedBatch]:
+        plain = PackedBatch.split(self, parts)
+        return [
+            _annotate(part, self.notes, lambda note, index=index: note.chunk(parts)[index])  # type: ignore[misc]
+            for index, part in enumerate(plain)
+        ]
+
+
+def _annotate(batch: PackedBatch, notes: dict[str, Tensor], change: Callable[[Tensor], Tensor]) -> AnnotatedBatch:
+    values = {entry.name: getattr(batch, entry.name) for entry in fields(PackedBatch)}
+    return AnnotatedBatch(**values, notes={name: change(note) for name, note in notes.items()})
