@@ -1,14 +1,20 @@
-"""The chat template of models with our vocabulary: ChatML, function calls in Hermes' form.
+"""The chat template of models with our vocabulary: ChatML, reasoning in <think>, function calls in Hermes' form.
 
     <|im_start|>user
     text<|im_end|>
     <|im_start|>assistant
+    <think>
+    reasoning
+    </think>
+
+    text
     <tool_call>
     {"name": …, "arguments": {…}}
     </tool_call><|im_end|>
 
-llama.cpp, vLLM (`--tool-call-parser hermes`) and SGLang recognise both. No system message is made up where there is
-none, but for the list of functions.
+llama.cpp, vLLM (`--tool-call-parser hermes`, `--reasoning-parser qwen3`) and SGLang recognise them. No system message
+is made up where there is none, but for the list of functions; reasoning of earlier turns is shown where it is given.
+What a model is to write by itself stands in {% generation %}: from behind `assistant\\n` to <|im_end|>.
 """
 
 from __future__ import annotations
@@ -33,12 +39,16 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' or (message['role'] == 'system' and not loop.first) %}"
     "{{ start + message['role'] + '\\n' + message['content'] + end }}"
-    "{% elif message['role'] == 'assistant' %}{{ start + 'assistant' }}"
-    "{% if message['content'] %}{{ '\\n' + message['content'] }}{% endif %}"
+    "{% elif message['role'] == 'assistant' %}{{ start + 'assistant\\n' }}{% generation %}"
+    "{% if message['reasoning_content'] %}"
+    "{{ '<think>\\n' + message['reasoning_content'] + '\\n</think>\\n\\n' }}{% endif %}"
+    "{% if message['content'] %}{{ message['content'] }}{% endif %}"
     "{% for call in message['tool_calls'] or [] %}{% set called = call['function'] if call['function'] else call %}"
-    "{{ '\\n<tool_call>\\n{\"name\": ' + (called['name'] | tojson) + ', \"arguments\": ' }}"
+    "{% if message['content'] or not loop.first %}{{ '\\n' }}{% endif %}"
+    "{{ '<tool_call>\\n{\"name\": ' + (called['name'] | tojson) + ', \"arguments\": ' }}"
     "{% if called['arguments'] is string %}{{ called['arguments'] }}{% else %}"
-    "{{ called['arguments'] | tojson }}{% endif %}{{ '}\\n</tool_call>' }}{% endfor %}{{ end }}"
+    "{{ called['arguments'] | tojson }}{% endif %}{{ '}\\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
     "{% elif message['role'] == 'tool' %}"
     "{% if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}{{ start + 'user' }}{% endif %}"
     "{{ '\\n<tool_response>\\n' + message['content'] + '\\n</tool_response>' }}"
@@ -48,10 +58,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def render_chat(template: str, messages: list[dict[str, Any]], **values: Any) -> str:
-    """The text of a conversation with the assistant's turn begun, as `transformers` renders it.
+def render_chat(
+    template: str,
+    messages: list[dict[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    marks: tuple[str, str] = ("", ""),
+    **values: Any,
+) -> str:
+    """The text of a conversation, as `transformers` renders it.
 
     Args:
+        add_generation_prompt: whether the assistant's next turn is begun.
+        marks: what is written before and behind each {% generation %} block.
         values: `tools`, and what else a template asks for (`bos_token`, …).
 
     Raises:
@@ -61,7 +80,11 @@ def render_chat(template: str, messages: list[dict[str, Any]], **values: Any) ->
 
     given: Mapping[str, Any] = {"tools": None, "bos_token": "", "eos_token": "", **values}
     try:
-        return str(_compiled(template).render(messages=messages, add_generation_prompt=True, **given))
+        return str(
+            _compiled(template).render(
+                messages=messages, add_generation_prompt=add_generation_prompt, generation_marks=marks, **given
+            )
+        )
     except (TemplateError, TypeError) as error:
         raise ValueError(f"the chat template refuses the conversation: {error}") from None
 
@@ -70,13 +93,29 @@ def render_chat(template: str, messages: list[dict[str, Any]], **values: Any) ->
 def _compiled(template: str) -> Any:
     import json
 
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, nodes, pass_context
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> str:
         raise TemplateError(message)
 
-    extensions = ["jinja2.ext.loopcontrols"]
+    class Generation(Extension):
+        """`transformers`' tag: what the assistant writes."""
+
+        tags = {"generation"}  # noqa: RUF012 (Jinja's own form)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("marked"), [], [], body).set_lineno(line)
+
+        @pass_context
+        def marked(self, context: Any, caller: Any) -> str:
+            before, after = context["generation_marks"]
+            return f"{before}{caller()}{after}"
+
+    extensions: list[Any] = ["jinja2.ext.loopcontrols", Generation]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     # Jinja's own filter escapes for HTML.
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
