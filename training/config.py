@@ -7,6 +7,7 @@ printed, saved as `config.json` in the run folder and hashed: two runs with one 
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class DataSection:
     fim: FimSection = field(default_factory=FimSection)
     loss: Literal["all", "middle"] = "all"  # of FIM documents: every token, or the middle alone
     exhausted: Literal["repeat", "stop", "reweight"] = "repeat"  # what follows a source's last document
+    skip: tuple[str, ...] = ()  # ids of documents to blank, as metrics.jsonl names those of a step that was skipped
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,8 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         # One of them computes without FP8; that itself may change, as any precision may.
         before, after = ({k: v for k, v in keys.items() if not k.startswith("fp8.")} for keys in (before, after))
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    return [key for key in keys if key.split(".")[0] not in FREE_TO_CHANGE and key != "data.micro_rows"]
+    free = (*FREE_TO_CHANGE, "data.micro_rows", "data.skip")
+    return [key for key in keys if key not in free and key.split(".")[0] not in free]
 
 
 def recipe_names() -> list[str]:
@@ -324,6 +327,12 @@ def _check(config: TrainConfig) -> None:
             f"data.rows_per_step = {data.rows_per_step} is no multiple of data.micro_rows = {data.micro_rows}",
             "choose a micro batch that divides the batch",
         )
+    for identity in data.skip:
+        if re.fullmatch("[0-9a-f]{16,64}", identity) is None:
+            raise MifyError(
+                f"data.skip holds {identity!r}, which is no document's id",
+                "give ids as metrics.jsonl lists them under documents: 16 hexadecimal digits",
+            )
     if parallel.fixed_order and parallel.precision != "fp32":
         raise MifyError("parallel.fixed_order needs parallel.precision = fp32", "set one of the two")
     if parallel.fp8 and config.fp8.recipe == "delayed" and parallel.compile:

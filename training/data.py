@@ -48,6 +48,7 @@ def open_stream(config: TrainConfig, world: World) -> Stream:
         fim=FimConfig(rate=data.fim.rate, spm_rate=data.fim.spm_rate, domains=data.fim.domains, span=data.fim.span),
         loss=data.loss,
         exhausted=data.exhausted,
+        skip=data.skip,
         rank=world.rank,
         world_size=world.size,
     )
@@ -96,4 +97,5 @@ def _conversations(config: TrainConfig, world: World) -> Stream:
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,
+        skip=data.skip,
     )

@@ -24,6 +24,7 @@ from mify.data.batch import PackedBatch
 from mify.errors import MifyError
 from mify.fp8 import microbatch
 
+from .config import TrainConfig
 from .parallel import gradient_sync, is_sharded
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ def _backward(run: Run, batch: PackedBatch, scale: float) -> Tensor:
         The summed loss, and behind it what the objective sums besides, fp64.
     """
     config, model, device = run.config, run.model, run.world.device
-    rows = config.data.micro_rows or batch.num_rows
-    parts = batch.split(max(1, batch.num_rows // rows)) if batch.num_rows > rows else [batch]
+    parts = micro_batches(config, batch)
     total = torch.zeros(1 + len(run.objective.names), dtype=torch.float64, device=device)
     for index, part in enumerate(parts):
         gradient_sync(model, last=index == len(parts) - 1)
@@ -114,6 +114,12 @@ def _backward(run: Run, batch: PackedBatch, scale: float) -> Tensor:
         torch.autograd.backward(loss * scale)
         total += torch.cat([loss.detach().reshape(1), sums])
     return total
+
+
+def micro_batches(config: TrainConfig, batch: PackedBatch) -> list[PackedBatch]:
+    """`batch` in parts of `data.micro_rows` rows: what goes through the model at a time."""
+    rows = config.data.micro_rows or batch.num_rows
+    return batch.split(max(1, batch.num_rows // rows)) if batch.num_rows > rows else [batch]
 
 
 def tree_sum(values: Sequence[T], add: Callable[[T, T], T]) -> T:

@@ -164,12 +164,21 @@ def _mesh(config: ParallelSection, world: World) -> DeviceMesh:
     return init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
 
 
-# What selective checkpointing keeps: the outputs that cost the most to compute again per byte. All else is recomputed.
-_KEPT = (
-    torch.ops.aten.mm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+# What selective checkpointing keeps: the outputs that cost the most to compute again per byte, products and attention
+# by whichever library. All else is recomputed. By name, since an op exists only where its library was loaded.
+_KEPT = frozenset(
+    {
+        "aten::mm",
+        "aten::_scaled_mm",
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_cudnn_attention",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_flash_attention_forward",
+        "flash_attn::_flash_attn_varlen_forward",
+        "flash_attn_3::fwd",
+        "mify::gqa_attention",
+        "mify::fp8_matmul",
+    }
 )
 
 
@@ -178,7 +187,7 @@ def _checkpoint_activations(layer: nn.Module, *, selective: bool) -> None:
     from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
     def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        return CheckpointPolicy.MUST_SAVE if op in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+        return CheckpointPolicy.MUST_SAVE if op.name() in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
     extra: dict[str, Any] = {}
     if selective:

@@ -24,6 +24,10 @@ class Stream(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
     def ledger(self) -> dict[str, Any]: ...
 
+    def documents_after(self, state: dict[str, Any]) -> list[list[str]]:
+        """Names of the documents in each row of the global batch that follows `state`."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Fetched:
@@ -36,14 +40,16 @@ class Prefetcher:
     """Draws from `stream` in a thread, `ahead` batches in front of the loop; 0: in the loop itself, when it asks, for
     a batch that is made with the weights as they are then.
 
-    `state` and `ledger` are those after the batch that `next` gave last. Before the first they are the stream's own, or
-    the `ledger` given (a resumed stream does not know the shares of an epoch until it has planned it).
+    `state` and `ledger` are those after the batch that `next` gave last, `before` is the state in front of it. Before
+    the first they are the stream's own, or the `ledger` given (a resumed stream does not know the shares of an epoch
+    until it has planned it).
     """
 
     def __init__(
         self, stream: Stream, *, ahead: int = 2, pin_memory: bool = False, ledger: dict[str, Any] | None = None
     ) -> None:
         self.state, self.ledger = stream.state_dict(), ledger or stream.ledger()
+        self.before = self.state
         self._stream, self._pin, self._ahead = stream, pin_memory, ahead
         self._batches: Iterator[PackedBatch] | None = None
         self._queue: queue.Queue[_Fetched | BaseException | None] = queue.Queue(maxsize=ahead)
@@ -63,6 +69,7 @@ class Prefetcher:
             if item is None:
                 return None
             raise item
+        self.before = self.state
         self.state, self.ledger = item.state, item.ledger
         return item.batch
 
@@ -71,6 +78,7 @@ class Prefetcher:
             self._batches = iter(self._stream)
         batch = next(self._batches, None)
         if batch is not None:
+            self.before = self.state
             self.state, self.ledger = self._stream.state_dict(), self._stream.ledger()
         return batch
 

@@ -28,6 +28,7 @@ from mify.hardware import gpu_spec
 from mify.kernels import cost
 from mify.tokenizer import Tokenizer
 
+from .blame import suspects
 from .checkpoint import Checkpoint, Checkpointer, load_tensors, read_state, restore_rng, tensors_of
 from .config import TrainConfig, changed_keys
 from .data import open_stream, tokenizer_path
@@ -73,6 +74,7 @@ class Run:
         self.batch_index = 0  # batches taken from the stream: step + what rollbacks passed over
         self.trained_tokens = 0  # labelled tokens that entered an update
         self.rollbacks = 0
+        self.batch: PackedBatch | None = None  # this rank's rows of the step under way
         self._ledger: dict[str, Any] | None = None  # of the checkpoint that was loaded
         self.passed_over: list[dict[str, Any]] = []
         self._stop = False
@@ -175,6 +177,7 @@ class Run:
             )
         self.batch_index += 1
         self._tokens_per_step = batch.num_tokens * self.world.size
+        self.batch = batch
         return batch
 
     def save(self) -> None:
@@ -218,6 +221,7 @@ class Run:
                 f"{self.folder / 'metrics.jsonl'} names",
             )
         before, last = self.step, self.batch_index
+        blamed = suspects(self, self.batch) if self.batch is not None else {}
         self._load(newest, keep_stream=True)
         self.guard.reset()
         first = last - (before + 1 - self.step)
@@ -229,6 +233,7 @@ class Run:
                 "reason": reason,
                 "from_step": before,
                 "batches": [first, last - 1],
+                **blamed,  # of the last of them; those before were logged when they were skipped
             }
         )
 
@@ -277,7 +282,9 @@ class Run:
         self._seconds.append(now - started)
         if verdict is Verdict.SKIP:
             reason = f"loss {loss}, gradient norm {norm}"
-            self.record({"step": self.step, "event": "skipped", "reason": reason, "batch": self.batch_index - 1})
+            blamed = suspects(self, self.batch) if self.batch is not None else {}
+            skipped = {"step": self.step, "event": "skipped", "reason": reason, "batch": self.batch_index - 1}
+            self.record(skipped | blamed)
         elif self.guard.is_spike:
             reason = f"loss {loss:.4f} above {self.guard.threshold():.4f}"
             self.record({"step": self.step, "event": "spike", "reason": reason, "batch": self.batch_index - 1})

@@ -7,6 +7,7 @@ dealt out to sources by largest deficit of tokens, in integers. Every rank plans
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -221,6 +222,21 @@ class TokenStream(IterableDataset[PackedBatch]):
         self.skip = self.skip | frozenset(state["skip"])
         for feed in self._feeds:
             feed.cursor = _Cursor(**state["sources"][feed.source.name])
+
+    def documents_after(self, state: Mapping[str, Any]) -> list[list[str]]:
+        """The documents of the global batch that follows `state`: for each row the first 64 bits of their ids, in
+        hexadecimal, as `skip` takes them. The stream itself does not move.
+
+        Raises: MifyError: as `load_state_dict`.
+        """
+        other = copy.copy(self)  # other cursors over the same shards
+        other._feeds = [_Feed(feed.source, feed.shards) for feed in self._feeds]
+        other.load_state_dict(state)
+        found = []
+        for feed, plan, number in other._schedule():
+            pieces = plan.piece_document[plan.bin_starts[number] : plan.bin_starts[number + 1]]
+            found.append([f"{int(feed.shards.document_ids[index]):016x}" for index in dict.fromkeys(pieces.tolist())])
+        return found
 
     @property
     def num_tokens(self) -> int:

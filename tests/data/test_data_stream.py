@@ -86,6 +86,24 @@ def test_the_global_batches_are_the_same_on_any_number_of_ranks(world_size: int,
         assert torch.equal(torch.cat(starts), batch.cu_seqlens[batch.cu_seqlens < batch.num_tokens])
 
 
+def test_the_documents_of_a_batch_are_told_without_moving_the_stream(stream_of) -> None:  # type: ignore[no-untyped-def]
+    stream = stream_of()
+    take(stream, 5)
+    state = stream.state_dict()
+    told = stream.documents_after(state)
+    assert stream.state_dict() == state
+    batch = take(stream, 1)[0]
+    assert [bool(row) for row in told] == [True] * batch.num_rows
+    # Those and no others: when they are skipped, that row holds nothing, and what it does not name is still there.
+    skipping = stream_of(skip=told[2])
+    skipping.load_state_dict(state)
+    labels = take(skipping, 1)[0].labels.view(batch.num_rows, -1)
+    assert set(labels[2].tolist()) == {-100}
+    untouched = [row for row in range(batch.num_rows) if not set(told[row]) & set(told[2])]
+    assert untouched
+    assert all(torch.equal(labels[row], batch.labels.view_as(labels)[row]) for row in untouched)
+
+
 def test_threads_do_not_change_a_batch(stream_of) -> None:  # type: ignore[no-untyped-def]
     assert all(itertools.starmap(same, zip(take(stream_of(), 8), take(stream_of(threads=3), 8), strict=True)))
 

@@ -134,6 +134,9 @@ def test_a_nan_on_one_rank_is_skipped_by_all(two_ranks: Path, tmp_path: Path, mo
     records = read_metrics(two_ranks / "nan" / "metrics.jsonl")
     (skipped,) = [record for record in records if record.get("event") == "skipped"]
     assert (skipped["batch"], skipped["step"]) == (5, 6)
+    # The rows of the rank whose loss is wrong, and the documents in them.
+    assert skipped["rows"] == [[4, 7]]
+    assert skipped["documents"] == [f"batch-5-row-{row}" for row in range(4, 8)]
     assert [record["step"] for record in records if record.get("loss", 0) is None] == [6]
     assert all(torch.isfinite(value).all() for value in weights(two_ranks / "nan", tmp_path / "w.pt").values())
     monkeypatch.setenv("TOY_POISON", "5")

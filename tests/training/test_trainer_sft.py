@@ -164,3 +164,22 @@ def test_the_recipe_drops_the_sources_it_inherits(folder: Path, tokenizer: Token
     assert result.step == 4
     assert losses[-1] < losses[0]
     assert result.ledger["instructions"]["too_long"] == 1
+
+
+def test_a_batch_names_its_conversations_and_one_that_is_skipped_carries_no_loss(
+    folder: Path, tokenizer: Tokenizer
+) -> None:
+    source = stream(folder, tokenizer)
+    state = source.state_dict()
+    names = source.documents_after(state)
+    assert source.state_dict() == state
+    batch = next(iter(source))
+    assert len(names) == batch.num_rows
+    assert all(names)
+    skipping = ConversationStream(
+        [("chat", folder, 1.0)], tokenizer, context=CONTEXT, rows_per_step=batch.num_rows, seed=5, skip=names[0]
+    )
+    first, other = next(iter(skipping)).split(batch.num_rows)[0], batch.split(batch.num_rows)[0]
+    assert torch.equal(first.tokens, other.tokens)
+    assert other.num_labels
+    assert not first.num_labels

@@ -65,6 +65,9 @@ class ToyStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
 
+    def documents_after(self, state: dict[str, Any]) -> list[list[str]]:
+        return [[f"batch-{state['position']}-row-{row}"] for row in range(self.rows)]
+
     def ledger(self) -> dict[str, Any]:
         return {"toy": {"tokens": self.position * self.rows * self.context, "epochs": 0.0}}
 

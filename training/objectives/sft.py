@@ -13,9 +13,10 @@ is a pure function of (conversations, seed, step), and the state is a place in i
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Conversation:
     ids: NDArray[np.uint32]
     loss: NDArray[np.bool_]
     source: int
+    identity: str  # 64 bits of the SHA-256 of its line, in hexadecimal
 
 
 class ConversationStream:
@@ -52,6 +54,7 @@ class ConversationStream:
         sources: (name, a .jsonl file or a folder of them, weight).
         context: tokens per row. rows_per_step: of the global batch. seed: keys every order.
         rank, world_size: this process makes rows [rank, rank + 1) * rows_per_step / world_size of each batch.
+        skip: identities of conversations that keep their place and carry no loss.
 
     Raises:
         MifyError: nothing there, a line that is no conversation (named by file and line), a tokenizer without ChatML's
@@ -68,11 +71,13 @@ class ConversationStream:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        skip: Collection[str] = (),
     ) -> None:
         if rows_per_step % world_size:
             raise MifyError(f"rows_per_step = {rows_per_step} does not divide over {world_size} ranks", "change one")
         self.context, self.rows_per_step, self.seed = context, rows_per_step, seed
         self.rank, self.world_size = rank, world_size
+        self._skip = frozenset(skip)
         self.names = [name for name, _, _ in sources]
         self.tokens = [0] * len(sources)
         self.too_long = [0] * len(sources)
@@ -102,7 +107,9 @@ class ConversationStream:
                 continue
             self._entries += [len(self._conversations)] * int(weight)
             ids, loss = conversation
-            self._conversations.append(Conversation(np.array(ids, np.uint32), np.array(loss, np.bool_), number))
+            identity = hashlib.sha256(line).hexdigest()[:16]
+            carries = np.array(loss, np.bool_) & (identity not in self._skip)
+            self._conversations.append(Conversation(np.array(ids, np.uint32), carries, number, identity))
 
     def __iter__(self) -> Iterator[PackedBatch]:
         share = self.rows_per_step // self.world_size
@@ -181,6 +188,13 @@ class ConversationStream:
                 "the checkpoint's conversations are others than these", "give the same data, or start a new run"
             )
         self._epoch, self._bin, self.tokens = state["epoch"], state["bin"], list(state["tokens"])
+
+    def documents_after(self, state: dict[str, Any]) -> list[list[str]]:
+        """For each row of the global batch that follows `state` its conversations: 64 bits of their lines' SHA-256."""
+        other = copy.copy(self)
+        other.load_state_dict(state)
+        rows = [other._next_row() for _ in range(self.rows_per_step)]
+        return [[self._conversations[number].identity for number in row] for row in rows]
 
     def ledger(self) -> dict[str, Any]:
         """Tokens trained by source, epochs, and the conversations left out because they pass the context."""
