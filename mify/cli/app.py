@@ -11,6 +11,7 @@ import mify
 from mify.cli.ablate import ablate
 from mify.cli.bench import bench
 from mify.cli.chat import chat
+from mify.cli.convert import convert
 from mify.cli.curate import curate
 from mify.cli.demo import demo
 from mify.cli.doctor import doctor
@@ -74,6 +75,7 @@ app.command()(demo)
 app.command()(curate)
 app.add_typer(tokenizer, name="tokenizer")
 app.command()(tokenize)
+app.command()(convert)
 app.command(context_settings=OVERRIDES)(train)
 app.command(context_settings=OVERRIDES)(ablate)
 app.command("eval")(evaluate)
