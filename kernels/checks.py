@@ -51,6 +51,15 @@ def same(name: str, x: Tensor, other_name: str, other: Tensor, *, dtype: bool = 
         raise ValueError(f"{name} has dtype {x.dtype} but {other_name} has {other.dtype}; give both the same dtype")
 
 
+def alike(name: str, x: object, other_name: str, other: Tensor) -> None:
+    """Raises TypeError or ValueError unless `x` is a tensor of the shape, dtype and device of `other`."""
+    given = tensor(name, x, dims=other.dim())
+    same(name, given, other_name, other)
+    if given.shape != other.shape:
+        shapes = tuple(given.shape), tuple(other.shape)
+        raise ValueError(f"{name} has shape {shapes[0]}; {other_name} has {shapes[1]}: they must be equal")
+
+
 def no_overlap(name: str, x: Tensor) -> Tensor:
     """`x`, copied when its elements overlap in memory (an expanded tensor), so that a kernel may index it freely."""
     if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
@@ -58,17 +67,23 @@ def no_overlap(name: str, x: Tensor) -> Tensor:
     return x
 
 
-_memory: dict[tuple[int, str], tuple[weakref.ref[Tensor], int, Any]] = {}
+_memory: dict[tuple[int, str, int], tuple[weakref.ref[Tensor], int, Any]] = {}
 
 
-def remembered(key: str, x: Tensor, make: Callable[[], Any]) -> Any:
+def remembered(key: str, x: Tensor, make: Callable[[], Any], *, on_host: bool = False) -> Any:
     """`make()`, remembered under `key` with the tensor `x` until `x` is changed in place or gone.
 
-    Inference tensors carry no version, so whether one has changed cannot be known: for them nothing is remembered.
+    Inference tensors carry no version, so whether one has changed cannot be known: for them nothing is remembered. What
+    lies on a device is remembered for the stream that made it, and not at all while a CUDA graph is captured: there it
+    is made by the graph, so that each replay follows what has been written to `x` since.
+
+    Args:
+        on_host: what is made are values on the host, which no stream has to be waited for.
     """
-    if x.is_inference():
+    if x.is_inference() or (captures(x) and not on_host):
         return make()
-    at = (id(x), key)
+    stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda and not on_host else 0
+    at = (id(x), key, stream)
     known = _memory.get(at)
     if known is not None and known[0]() is x and known[1] == x._version:
         return known[2]
@@ -77,13 +92,18 @@ def remembered(key: str, x: Tensor, make: Callable[[], Any]) -> Any:
     return value
 
 
+def captures(x: Tensor) -> bool:
+    """Whether a CUDA graph is being captured on the current stream, for an op on `x`."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def segment_bounds(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> list[int]:
     """The values of `cu_seqlens` on the host, checked: 0 first, never falling, `tokens` last, no segment too long.
 
     They are remembered with the tensor, so only its first use reads a device: use it once before a CUDA graph is
-    captured. Raises ValueError.
+    captured. A replayed graph checks nothing. Raises ValueError.
     """
-    bounds: list[int] = remembered("bounds", cu_seqlens, lambda: _read_bounds(cu_seqlens))
+    bounds: list[int] = remembered("bounds", cu_seqlens, lambda: _read_bounds(cu_seqlens), on_host=True)
     if bounds[-1] != tokens:
         raise ValueError(f"cu_seqlens ends with {bounds[-1]}; it must end with the number of tokens, {tokens}")
     longest = longest_segment(bounds)
@@ -98,7 +118,7 @@ def longest_segment(bounds: list[int]) -> int:
 
 
 def _read_bounds(cu_seqlens: Tensor) -> list[int]:
-    if cu_seqlens.is_cuda and torch.cuda.is_current_stream_capturing():
+    if captures(cu_seqlens):
         raise ValueError(
             "cu_seqlens is new, and its values cannot be read while a CUDA graph is captured; call the function with "
             "this tensor once before"

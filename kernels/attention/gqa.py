@@ -105,7 +105,7 @@ def _op(
     if backend == "sdpa":
         return gqa_sdpa.forward(q, k, v, bounds, causal, scale)
     if backend in gqa_libraries.modules():
-        docs = gqa_libraries.documents(cu_seqlens, bounds)
+        docs = gqa_libraries.documents(cu_seqlens, bounds, max_seqlen)
         out = gqa_libraries.attention(backend, q, k, v, docs, causal, window, scale, deterministic)
         return out.contiguous(), q.new_full((q.shape[1], q.shape[0]), math.nan, dtype=torch.float32)
     return gqa_ref.forward(q, k, v, bounds, causal, window, scale)
@@ -147,7 +147,7 @@ def _backward_op(
     if backend == "sdpa":
         return gqa_sdpa.backward(grad, q, k, v, out, lse, bounds, causal, scale)
     if backend in gqa_libraries.modules():
-        docs = gqa_libraries.documents(cu_seqlens, bounds)
+        docs = gqa_libraries.documents(cu_seqlens, bounds, max_seqlen)
         return gqa_libraries.recomputed_gradients(backend, grad, q, k, v, docs, causal, window, scale, deterministic)
     return gqa_ref.backward(grad, q, k, v, bounds, causal, window, scale)
 
@@ -239,6 +239,8 @@ def gqa_attention(
         k, v: (T, Hkv, D), Hq a multiple of Hkv; dtype and device of q.
         cu_seqlens: (M,) int32 on the device of q: 0 = cu[0] ≤ cu[1] ≤ … ≤ cu[M-1] = T. Its length may be padded with
             repeats of T, so that it does not change from batch to batch.
+            Call with it once before a CUDA graph is captured; each replay reads it anew, unchecked (cuDNN alone is
+            held to the documents of the capture).
         max_seqlen: no document is longer; keep it constant (the context).
         causal: see only keys at or before the query.
         window: how far a query sees, itself included; 0 is unlimited.
@@ -286,7 +288,7 @@ def gqa_attention(
         shape = shape_of(q, k, max_seqlen, bounds, causal, window, deterministic, eager=True)
         while (backend := _backend(impl, q, shape)) in gqa_libraries.modules():
             # With its own autograd, which no op of ours could keep from forward to backward.
-            docs = gqa_libraries.documents(cu_seqlens, bounds)
+            docs = gqa_libraries.documents(cu_seqlens, bounds, max_seqlen)
             try:
                 return gqa_libraries.attention(backend, q, k, v, docs, causal, window, scale, deterministic)
             except (RuntimeError, AssertionError, TypeError) as error:

@@ -46,6 +46,7 @@ def attention(
     window: int, scale: float, deterministic: bool,
 ) -> Tensor:  # fmt: skip
     """See `gqa_libraries`."""
-    a, b, c = (x.reshape(-1, documents.longest, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+    length = documents.bounds[1]
+    a, b, c = (x.reshape(-1, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
     out: Tensor = function(a, b, c, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).reshape(q.shape)

@@ -99,6 +99,8 @@ def _op(
 ) -> Tensor:
     shape = _shape(q, k_cache, page_table) | {"scaled": int(k_scale is not None or v_scale is not None)}
     backend = dispatch.resolve("gqa_decode", impl, q, shape)
+    if not q.numel() or not _capacity(k_cache, page_table):
+        backend = "ref"  # there is nothing to launch a kernel for
     arguments = (q, k_cache, v_cache, lengths, page_table, k_scale, v_scale, scale)
     if backend == "cuda":
         from . import gqa_decode_cuda
@@ -117,6 +119,11 @@ def _op(
 @_op.register_fake
 def _(q, k_cache, v_cache, lengths, page_table, k_scale, v_scale, scale, num_splits, impl):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape)
+
+
+def _capacity(k_cache: Tensor, page_table: Tensor | None) -> int:
+    """Keys that a sequence can have."""
+    return k_cache.shape[1] * (1 if page_table is None else page_table.shape[1])
 
 
 def _shape(q: Tensor, k_cache: Tensor, page_table: Tensor | None) -> dict[str, int]:
@@ -167,6 +174,8 @@ def gqa_decode(
     """
     checks.tensor("q", q, dims=3)
     checks.floating("q", q)
+    if q.shape[2] == 0:
+        raise ValueError(f"q has shape {tuple(q.shape)}; the head dimension must be positive")
     _check_cache(q, k_cache, v_cache)
     _check_lengths(q, k_cache, lengths, page_table)
     for name, x in (("k_scale", k_scale), ("v_scale", v_scale)):
@@ -176,8 +185,11 @@ def gqa_decode(
         checks.same(name, x, "q", q, dtype=False)
         if x.dtype != torch.float32 or x.shape[0] != k_cache.shape[2]:
             raise ValueError(f"{name} is {x.dtype} of shape {tuple(x.shape)}; it must be float32 ({k_cache.shape[2]},)")
+    checks.whole_number("num_splits", num_splits)
     if not 0 <= num_splits <= MAX_SPLITS:
         raise ValueError(f"num_splits is {num_splits}; it must be 0 (chosen) to {MAX_SPLITS}")
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale is {scale}; it must be positive, or None for 1/√D")
     scale = 1 / math.sqrt(q.shape[2]) if scale is None else float(scale)
     out: Tensor = _op(q, k_cache, v_cache, lengths, page_table, k_scale, v_scale, scale, num_splits, impl)
     return out
@@ -215,17 +227,17 @@ def _check_lengths(q: Tensor, k_cache: Tensor, lengths: Tensor, page_table: Tens
             raise ValueError(
                 f"k_cache holds {k_cache.shape[0]} sequences but q {batch}; a paged cache needs page_table"
             )
-        capacity = k_cache.shape[1]
     else:
         checks.tensor("page_table", page_table, dims=2)
         checks.integer("page_table", page_table, torch.int32)
         checks.same("page_table", page_table, "q", q, dtype=False)
         if page_table.shape[0] != batch:
             raise ValueError(f"page_table has {page_table.shape[0]} rows; q has {batch} sequences")
-        capacity = k_cache.shape[1] * page_table.shape[1]
+        if batch and not (k_cache.shape[0] and k_cache.shape[1]):
+            raise ValueError(f"k_cache has shape {tuple(k_cache.shape)}; a pool holds at least one page of one key")
     if q.device.type != "cpu" or batch == 0 or torch.compiler.is_compiling():
         return
-    counts = lengths.tolist()
+    counts, capacity = lengths.tolist(), _capacity(k_cache, page_table)
     if min(counts) < 0 or max(counts) > capacity:
         raise ValueError(f"lengths goes from {min(counts)} to {max(counts)}; it must be 0 to {capacity}")
     if page_table is not None and page_table.shape[1] > 0:

@@ -4,10 +4,10 @@ cache.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
+
+from mify.kernels import checks, launch
 
 
 class Counters:
@@ -67,14 +67,15 @@ def forward(
     batch, heads, dim = q.shape
     pages, page_size, kv_heads, _ = k_cache.shape
     group = heads // kv_heads
-    q, lengths = _rows_at_16_bytes(q), lengths.contiguous()
-    k_cache, v_cache = _rows_at_16_bytes(k_cache), _rows_at_16_bytes(v_cache)
+    q, k_cache, v_cache = (checks.aligned_rows(x) for x in (q, k_cache, v_cache))
+    lengths = lengths.contiguous()
     columns = 1 if page_table is None else page_table.shape[1]
     if page_table is not None and page_table.stride(1) != 1:
         page_table = page_table.contiguous()
+    k_scale, v_scale = (x if x is None else x.contiguous() for x in (k_scale, v_scale))
     with torch.cuda.device(q.device):
         if num_splits == 0:
-            num_splits = choose_splits(batch, kv_heads, page_size * columns, _processors(q.device.index))
+            num_splits = choose_splits(batch, kv_heads, page_size * columns, launch.processors(q))
         stream = torch.cuda.current_stream().cuda_stream
         out = torch.empty((batch, heads, dim), dtype=q.dtype, device=q.device)
         partials = torch.empty(
@@ -88,8 +89,8 @@ def forward(
             v=v_cache.data_ptr(),
             lengths=lengths.data_ptr(),
             page_table=0 if page_table is None else page_table.data_ptr(),
-            k_scale=0 if k_scale is None else k_scale.contiguous().data_ptr(),
-            v_scale=0 if v_scale is None else v_scale.contiguous().data_ptr(),
+            k_scale=0 if k_scale is None else k_scale.data_ptr(),
+            v_scale=0 if v_scale is None else v_scale.data_ptr(),
             partials=partials.data_ptr() if num_splits > 1 else 0,
             arrivals=0 if arrivals is None else arrivals.data_ptr(),
             kv_type="bf16" if k_cache.dtype == torch.bfloat16 else "fp8_e4m3",
@@ -102,36 +103,19 @@ def forward(
             page_size=page_size,
             table_columns=columns,
             table_stride=0 if page_table is None else page_table.stride(0),
-            q_strides=(q.stride(0), q.stride(1)),
-            out_strides=(out.stride(0), out.stride(1)),
-            k_strides=_first_three(k_cache),
-            v_strides=_first_three(v_cache),
+            q_strides=(_stride(q, 0), _stride(q, 1)),
+            out_strides=(_stride(out, 0), _stride(out, 1)),
+            k_strides=(_stride(k_cache, 0), _stride(k_cache, 1), _stride(k_cache, 2)),
+            v_strides=(_stride(v_cache, 0), _stride(v_cache, 1), _stride(v_cache, 2)),
             scale=scale,
             stream=stream,
         )
     return out
 
 
-def _rows_at_16_bytes(x: Tensor) -> Tensor:
-    """`x`, copied only where its rows do not begin at multiples of 16 bytes or are not contiguous."""
-    element = x.element_size()
-    fits = x.stride(-1) == 1 and x.data_ptr() % 16 == 0
-    fits = fits and all(
-        stride * element % 16 == 0 for stride, size in zip(x.stride()[:-1], x.shape, strict=False) if size > 1
-    )
-    if not fits:
-        return x.contiguous()
-    # A stride along a dimension of one element means nothing and may be odd.
-    return x if all(s * element % 16 == 0 for s in x.stride()[:-1]) else x.contiguous()
-
-
-def _first_three(x: Tensor) -> tuple[int, int, int]:
-    return x.stride(0), x.stride(1), x.stride(2)
-
-
-@functools.lru_cache
-def _processors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
+def _stride(x: Tensor, dim: int) -> int:
+    """Along a dimension of one element it means nothing and may be odd, where rows must begin at 16 bytes."""
+    return x.stride(dim) if x.shape[dim] > 1 else 0
 
 
 def _arrivals(device: torch.device, stream: int, count: int) -> Tensor:

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mify.kernels.ahead import Case
+from mify.kernels import launch
+from mify.kernels.ahead import LAUNCH, Case
 
 BLOCK_KEYS = 64
 
@@ -39,11 +40,11 @@ def _part_kernel(
     table_row,
     num_pages,
     capacity,
+    num_splits,
     scale_log2,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
     D: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -58,7 +59,7 @@ def _part_kernel(
     good = (length >= 0) & (length <= capacity)
     length = tl.where(good, length, 0)
     units = tl.cdiv(length, BLOCK_N)
-    keys_a_split = tl.cdiv(units, NUM_SPLITS) * BLOCK_N
+    keys_a_split = tl.cdiv(units, num_splits) * BLOCK_N
     begin = split * keys_a_split
     end = tl.minimum(begin + keys_a_split, length)
 
@@ -101,7 +102,7 @@ def _part_kernel(
     total = tl.where(good, total, float("nan"))
     if SCALED:
         out = out * tl.load(v_scale_ptr + head)
-    row = (batch.to(tl.int64) * KV_HEADS * GROUP + heads) * NUM_SPLITS + split
+    row = (batch.to(tl.int64) * KV_HEADS * GROUP + heads) * num_splits + split
     mask = in_group < GROUP
     tl.store(rows_ptr + row[:, None] * D + dims[None, :], out, mask=mask[:, None])
     tl.store(statistics_ptr + row * 2, top, mask=mask)
@@ -113,15 +114,15 @@ def _sum_kernel(
     rows_ptr,  # (B * Hq, splits, D) fp32
     statistics_ptr,  # (B * Hq, splits, 2) fp32
     out_ptr,  # (B * Hq, D)
-    NUM_SPLITS: tl.constexpr,
+    num_splits,
     D: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     splits = tl.arange(0, BLOCK_S)
     dims = tl.arange(0, D)
-    at = row * NUM_SPLITS + splits
-    mask = splits < NUM_SPLITS
+    at = row * num_splits + splits
+    mask = splits < num_splits
     top = tl.load(statistics_ptr + at * 2, mask=mask, other=float("-inf"))
     total = tl.load(statistics_ptr + at * 2 + 1, mask=mask, other=0.0)
     highest = tl.max(top, 0)
@@ -152,16 +153,13 @@ def forward(
     group = heads // kv_heads
     columns = 1 if page_table is None else page_table.shape[1]
     if num_splits == 0:
-        processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
-        num_splits = choose_splits(batch, kv_heads, page_size * columns, processors)
-    q = q if q.stride(2) == 1 else q.contiguous()
+        num_splits = choose_splits(batch, kv_heads, page_size * columns, launch.processors(q))
+    q = launch.dense(q)
     scaled = k_scale is not None or v_scale is not None
     ones = torch.ones(kv_heads, dtype=torch.float32, device=q.device) if scaled else lengths
     rows = torch.empty((batch, heads, num_splits, dim), dtype=torch.float32, device=q.device)
     statistics = torch.empty((batch, heads, num_splits, 2), dtype=torch.float32, device=q.device)
     out = torch.empty((batch, heads, dim), dtype=q.dtype, device=q.device)
-    if batch == 0:
-        return out
     _part_kernel[(batch * kv_heads, num_splits)](
         q,
         k_cache,
@@ -179,20 +177,22 @@ def forward(
         columns,
         pages,
         page_size * columns,
+        num_splits,
         scale * math.log2(math.e),
         KV_HEADS=kv_heads,
         GROUP=group,
-        PAGE_SIZE=page_size,
-        NUM_SPLITS=num_splits,
+        # A cache without pages may have any size, and each would be compiled for.
+        PAGE_SIZE=1 if page_table is None else page_size,
         D=dim,
         BLOCK_G=max(16, triton.next_power_of_2(group)),
         BLOCK_N=BLOCK_KEYS,
         PAGED=page_table is not None,
         SCALED=scaled,
         num_warps=4,
+        **LAUNCH,
     )
     _sum_kernel[(batch * heads,)](
-        rows, statistics, out, NUM_SPLITS=num_splits, D=dim, BLOCK_S=triton.next_power_of_2(num_splits), num_warps=4
+        rows, statistics, out, num_splits, D=dim, BLOCK_S=triton.next_power_of_2(num_splits), num_warps=4, **LAUNCH
     )
     return out
 
@@ -214,11 +214,11 @@ def _case(kv_heads: int, group: int, dim: int, cache: str) -> Case:
         **dict.fromkeys(("lengths_ptr", "table_ptr"), "*i32"),
         **dict.fromkeys(("k_scale_ptr", "v_scale_ptr", "rows_ptr", "statistics_ptr"), "*fp32"),
         **dict.fromkeys(strides, "i32*16"),
-        **dict.fromkeys(("table_row", "num_pages", "capacity"), "i32"),
+        **dict.fromkeys(("table_row", "num_pages", "capacity", "num_splits"), "i32"),
         "scale_log2": "fp32",
     }
     constants = {
-        "KV_HEADS": kv_heads, "GROUP": group, "PAGE_SIZE": 64, "NUM_SPLITS": 16, "D": dim, "BLOCK_G": 16,
+        "KV_HEADS": kv_heads, "GROUP": group, "PAGE_SIZE": 64, "D": dim, "BLOCK_G": 16,
         "BLOCK_N": BLOCK_KEYS, "PAGED": True, "SCALED": cache != "bf16",
     }  # fmt: skip
     name = f"gqa_decode {kv_heads * group}/{kv_heads}/{dim} {cache}"

@@ -30,7 +30,8 @@ class Documents:
     """The documents of a batch as libraries want them: without the empty ones, which cost them blocks that do nothing.
 
     Args:
-        cu_seqlens: (documents + 1,) int32, strictly rising. bounds: the same on the host. longest: tokens.
+        cu_seqlens: (documents + 1,) int32. bounds: the same on the host, strictly rising.
+        longest: no document is longer.
     """
 
     cu_seqlens: Tensor
@@ -38,11 +39,17 @@ class Documents:
     longest: int
 
 
-def documents(cu_seqlens: Tensor, bounds: list[int]) -> Documents:
-    """The documents that are not empty; remembered with `cu_seqlens` for the other layers."""
+def documents(cu_seqlens: Tensor, bounds: list[int], max_seqlen: int) -> Documents:
+    """The documents that are not empty; remembered with `cu_seqlens` for the other layers.
+
+    In a CUDA graph that is captured `cu_seqlens` itself with its empty documents and `max_seqlen`, so that a replay
+    follows what was written to it since.
+    """
+    rising = tuple(dict.fromkeys(bounds))
+    if checks.captures(cu_seqlens):
+        return Documents(cu_seqlens, rising, max_seqlen)
 
     def make() -> Documents:
-        rising = tuple(dict.fromkeys(bounds))
         dense = torch.tensor(rising, dtype=torch.int32).to(cu_seqlens.device)
         return Documents(dense, rising, checks.longest_segment(list(rising)))
 

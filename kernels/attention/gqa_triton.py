@@ -160,12 +160,18 @@ def edges(cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """Where each token's document begins and ends, (T,) int32 each; remembered with cu_seqlens for the other layers."""
 
     def make() -> tuple[Tensor, Tensor]:
-        token = torch.arange(tokens, dtype=torch.int32, device=cu_seqlens.device)
-        document = torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
-        return cu_seqlens[:-1][document], cu_seqlens[1:][document]
+        bounds = cu_seqlens.contiguous()
+        start, end = (bounds.new_empty(tokens) for _ in range(2))
+        kernels._edges_kernel[(triton.cdiv(tokens, _EDGES_BLOCK),)](
+            bounds, start, end, tokens, bounds.shape[0] - 1, BLOCK=_EDGES_BLOCK, **LAUNCH
+        )
+        return start, end
 
     found: tuple[Tensor, Tensor] = checks.remembered("edges", cu_seqlens, make)
     return found
+
+
+_EDGES_BLOCK = 256
 
 
 def _grid(units: int, chosen: Tiles, q: Tensor, persistent: bool) -> tuple[int]:
@@ -236,7 +242,8 @@ def cases(capability: int = 90) -> list[Case]:
 
     The tiles that are used, without and with a window; then those that tuning may choose, by their sizes in brackets.
     """
-    found = []
+    tables = {"cu_ptr": "*i32", "start_ptr": "*i32", "end_ptr": "*i32", "tokens": "i32", "documents": "i32"}
+    found = [Case("gqa edges", kernels._edges_kernel, tables, {"BLOCK": _EDGES_BLOCK})]
     for dim, heads, group in ((128, 20, 5), (64, 4, 2)):
         for kernel in _KERNELS:
             used, *others = tiles(kernel, dim, torch.bfloat16, divmod(capability, 10))

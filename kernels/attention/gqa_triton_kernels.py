@@ -23,7 +23,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mify.kernels.search_triton import find
+
 _LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _edges_kernel(
+    cu_ptr,  # (documents + 1,) int32
+    start_ptr,  # (tokens,) int32: where the token's document begins
+    end_ptr,  # (tokens,) int32: and ends
+    tokens,
+    documents,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    # Of several that begin at one place the last: the others are empty.
+    document, start = find(cu_ptr, 0, documents, token)
+    inside = token < tokens
+    tl.store(start_ptr + token, start.to(tl.int32), mask=inside)
+    tl.store(end_ptr + token, tl.load(cu_ptr + document + 1), mask=inside)
 
 
 @triton.jit

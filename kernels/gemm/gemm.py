@@ -50,7 +50,7 @@ def fp8_matmul(
     """a · bᵀ, (M, N) in `dtype`; not differentiable by itself.
 
     Args:
-        a: (M, K) E4M3. b: (N, K) E4M3, the same device. Rows contiguous, at any distance that is a multiple of 16.
+        a: (M, K) E4M3. b: (N, K) E4M3, the same device. Rows that are not dense or not at multiples of 16 are copied.
         scale_a, scale_b: both () fp32, or (M, ⌈K/128⌉) and (N, ⌈K/128⌉) fp32.
         dtype: bfloat16 or float32.
         impl: see `mify.kernels.dispatch`; the op is "gemm".
@@ -66,6 +66,7 @@ def fp8_matmul(
         raise ValueError(f"b has shape {tuple(b.shape)}; it must have the {a.shape[1]} columns of a, which are summed")
     for name, scale, x in (("scale_a", scale_a, a), ("scale_b", scale_b, b)):
         checks.integer(name, checks.tensor(name, scale), torch.float32)
+        checks.same(name, scale, "a", a, dtype=False)
         if scale.dim() != 0 and tuple(scale.shape) != (x.shape[0], -(-x.shape[1] // BLOCK)):
             raise ValueError(
                 f"{name} has shape {tuple(scale.shape)}; it must be () or {(x.shape[0], -(-x.shape[1] // BLOCK))}"

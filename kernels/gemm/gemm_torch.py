@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mify.kernels import dispatch
+from mify.kernels import checks, dispatch
 
 
 def refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> str:
@@ -33,6 +33,7 @@ def refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) 
 
 def forward(a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor, dtype: torch.dtype) -> Tensor:
     """As `gemm_ref.forward`."""
+    a, b = checks.aligned_rows(a), checks.aligned_rows(b)
     recipe = F.ScalingType.TensorWise if scale_a.dim() == 0 else F.ScalingType.BlockWise1x128
     if scale_a.dim():
         scale_a, scale_b = columns_first(scale_a), columns_first(scale_b)

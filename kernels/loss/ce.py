@@ -21,14 +21,14 @@ dispatch.register("ce", dispatch.Backend("triton", dispatch.triton_refuses), dis
 def _op(
     logits: Tensor, labels: Tensor, ignore_index: int, z_loss: float, smoothing: float, impl: str
 ) -> tuple[Tensor, Tensor]:
-    backend = dispatch.resolve("ce", impl, logits, {"vocab": logits.shape[1]})
     labelled = check_labels(labels, logits.shape[1], ignore_index)
+    backend = dispatch.resolve("ce", impl, logits, {"vocab": logits.shape[1]})
     if backend == "triton":
         from . import ce_triton
 
         return ce_triton.forward(logits, labels.contiguous(), ignore_index, z_loss, smoothing)
-    loss, lse = ce_ref.forward(logits, labels.clamp(min=0), z_loss, smoothing)
-    return loss * labelled, lse
+    loss, lse = ce_ref.forward(logits, labels, z_loss, smoothing)
+    return torch.where(labelled, loss, 0.0), lse
 
 
 @_op.register_fake
@@ -52,8 +52,8 @@ def _backward_op(
         from . import ce_triton
 
         return ce_triton.backward(grad, logits, labels.contiguous(), lse, ignore_index, z_loss, smoothing)
-    grad = torch.where(labels != ignore_index, grad, 0)
-    return ce_ref.backward(grad, logits, labels.clamp(min=0), lse, z_loss, smoothing)
+    dlogits = ce_ref.backward(grad, logits, labels, lse, z_loss, smoothing)
+    return torch.where((labels != ignore_index)[:, None], dlogits, 0.0)
 
 
 @_backward_op.register_fake
@@ -106,7 +106,8 @@ def cross_entropy(
         impl: see `mify.kernels.dispatch`.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: naming the argument. On a GPU a label that is no class cannot be refused without waiting:
+            there the loss and the row's gradient are NaN.
     """
     checks.tensor("logits", logits, dims=2)
     checks.tensor("labels", labels, dims=1)
@@ -117,15 +118,17 @@ def cross_entropy(
         raise ValueError(
             f"labels has {labels.shape[0]} elements; logits {tuple(logits.shape)} asks for {logits.shape[0]}"
         )
-    check_options(z_loss, label_smoothing)
+    check_options(logits.shape[1], z_loss, label_smoothing)
     if reduction not in ("sum", "none"):
         raise ValueError(f"reduction is {reduction!r}; it must be 'sum' or 'none'")
     rows: Tensor = _op(logits, labels, ignore_index, z_loss, label_smoothing, impl)[0]
     return rows.sum() if reduction == "sum" else rows
 
 
-def check_options(z_loss: float, label_smoothing: float) -> None:
-    """Raises ValueError unless z_loss ≥ 0 and 0 ≤ label_smoothing < 1."""
+def check_options(classes: int, z_loss: float, label_smoothing: float) -> None:
+    """Raises ValueError unless classes ≥ 1, z_loss ≥ 0 and 0 ≤ label_smoothing < 1."""
+    if not classes:
+        raise ValueError("there are 0 classes; there must be at least one")
     if not z_loss >= 0:
         raise ValueError(f"z_loss is {z_loss}; it must be 0 (off) or positive")
     if not 0 <= label_smoothing < 1:

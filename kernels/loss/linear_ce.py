@@ -106,7 +106,7 @@ def linear_cross_entropy(
         The sum of the losses, fp32 (fp64 for fp64), and the number of labelled rows, int64; both scalar tensors.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: naming the argument. On a GPU a label that is no class makes the loss NaN.
     """
     checks.tensor("hidden", hidden, dims=2)
     checks.tensor("weight", weight, dims=2)
@@ -123,9 +123,10 @@ def linear_cross_entropy(
         raise ValueError(
             f"labels has {labels.shape[0]} elements; hidden {tuple(hidden.shape)} asks for {hidden.shape[0]}"
         )
+    checks.whole_number("chunk_rows", chunk_rows)
     if chunk_rows < 0:
         raise ValueError(f"chunk_rows is {chunk_rows}; it must be positive, or 0 to choose by the device")
-    ce.check_options(z_loss, label_smoothing)
+    ce.check_options(weight.shape[0], z_loss, label_smoothing)
     # On a CPU a chunk of logits should stay in the last-level cache; on a GPU it should fill the matrix units.
     chunk = chunk_rows or (512 if hidden.device.type == "cpu" else 4096)
     gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)

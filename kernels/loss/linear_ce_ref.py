@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ce_ref import as_classes
+
 
 def forward(
     hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float, smoothing: float, chunk: int, gradients: bool
@@ -29,12 +31,13 @@ def forward(
         torch.zeros(weight.shape, dtype=wide, device=weight.device) if gradients else hidden.new_empty(0, dtype=wide)
     )
     for start in range(0, rows, chunk):
-        h, y = hidden[start : start + chunk], labels[start : start + chunk, None]
+        h = hidden[start : start + chunk]
+        y, poison = (x[:, None] for x in as_classes(labels[start : start + chunk], classes, wide))
         logits = (h @ weight.t()).to(wide)
-        at_label = logits.gather(1, y)
+        at_label = logits.gather(1, y) + poison
         mean = logits.mean(-1, keepdim=True) if smoothing else None
         d = torch.log_softmax(logits, dim=-1)
-        nll = d.gather(1, y)
+        nll = d.gather(1, y) + poison
         lse = at_label - nll
         if mean is not None:
             loss += ((1 - smoothing) * -nll + smoothing * (lse - mean)).sum()
@@ -49,7 +52,7 @@ def forward(
             d *= 1 + 2 * z_loss * lse
         if smoothing:
             d -= smoothing / classes
-        d.scatter_add_(1, y, torch.full_like(lse, smoothing - 1))
+        d.scatter_add_(1, y, torch.full_like(lse, smoothing - 1) + poison)
         narrow = d.to(hidden.dtype)
         torch.mm(narrow, weight, out=dhidden[start : start + chunk])
         if narrow.dtype == wide:

@@ -58,9 +58,6 @@ def swiglu_fp8(
 def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor, *, impl: str = "auto") -> tuple[Tensor, Tensor]:
     """The backward pass of `swiglu_fp8`, which is `swiglu`'s: dgate and dup for `grad` (T, F) in the dtype of gate."""
     glu.check(gate, up)
-    checks.tensor("grad", grad, dims=2)
-    checks.same("grad", grad, "gate", gate)
-    if grad.shape != gate.shape:
-        raise ValueError(f"grad has shape {tuple(grad.shape)}; gate has {tuple(gate.shape)}: they must be equal")
+    checks.alike("grad", grad, "gate", gate)
     result: tuple[Tensor, Tensor] = glu.backward_op(grad, gate, up, impl)
     return result

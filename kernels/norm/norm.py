@@ -126,7 +126,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: str = "auto"
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    check(x, weight, eps)
+    check(x, weight)
+    check_eps(eps)
     y: Tensor = _op(checks.no_overlap("x", x), weight, eps, impl)[0]
     return y
 
@@ -142,31 +143,28 @@ def add_rms_norm(
     Returns:
         y and the sum, each (T, d) in the dtype of x.
     """
-    check(x, weight, eps)
-    check_residual(residual, x)
+    check(x, weight)
+    check_eps(eps)
+    checks.alike("residual", residual, "x", x)
     x, residual = checks.no_overlap("x", x), checks.no_overlap("residual", residual)
     y, total, _ = _add_op(x, residual, weight, eps, impl)
     return y, total
 
 
-def check_residual(residual: Tensor, x: Tensor) -> None:
-    """Raises TypeError or ValueError unless `residual` can be added to x."""
-    checks.tensor("residual", residual, dims=2)
-    checks.same("residual", residual, "x", x)
-    if residual.shape != x.shape:
-        raise ValueError(f"residual has shape {tuple(residual.shape)}; x has {tuple(x.shape)}: they must be equal")
-
-
-def check(x: Tensor, weight: Tensor, eps: float) -> None:
+def check(x: Tensor, weight: Tensor, *, name: str = "x") -> None:
     """Raises TypeError or ValueError, naming the argument, where these cannot be normed."""
-    checks.tensor("x", x, dims=2)
+    checks.tensor(name, x, dims=2)
     checks.tensor("weight", weight, dims=1)
-    checks.floating("x", x)
+    checks.floating(name, x)
     checks.floating("weight", weight)
-    checks.same("weight", weight, "x", x, dtype=False)
+    checks.same("weight", weight, name, x, dtype=False)
     if weight.shape[0] != x.shape[1]:
-        raise ValueError(f"weight has {weight.shape[0]} elements; x {tuple(x.shape)} asks for {x.shape[1]}")
+        raise ValueError(f"weight has {weight.shape[0]} elements; {name} {tuple(x.shape)} asks for {x.shape[1]}")
     if not weight.shape[0]:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must have at least one feature")
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must have at least one feature")
+
+
+def check_eps(eps: float) -> None:
+    """Raises ValueError unless eps is positive."""
     if not eps > 0:
         raise ValueError(f"eps is {eps}; it must be positive")

@@ -83,9 +83,10 @@ def rms_norm_fp8(
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    norm.check(x, weight, eps)
+    norm.check(x, weight)
+    norm.check_eps(eps)
     if residual is not None:
-        norm.check_residual(residual, x)
+        checks.alike("residual", residual, "x", x)
         residual = checks.no_overlap("residual", residual)
     fp8.check_scale(scale, "x", x)
     x = checks.no_overlap("x", x)
@@ -110,10 +111,18 @@ def rms_norm_backward(
         normed: what was normed: x, or x + residual.
         inverse: 1/rms, (T, 1) fp32.
         grad_total: of the sum x + residual, where that was used besides.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
     """
-    checks.tensor("grad", grad, dims=2)
-    checks.same("grad", grad, "normed", normed)
-    if grad.shape != normed.shape:
-        raise ValueError(f"grad has shape {tuple(grad.shape)}; normed has {tuple(normed.shape)}: they must be equal")
+    norm.check(normed, weight, name="normed")
+    checks.alike("grad", grad, "normed", normed)
+    if grad_total is not None:
+        checks.alike("grad_total", grad_total, "normed", normed)
+    checks.tensor("inverse", inverse, dims=2)
+    checks.integer("inverse", inverse, torch.promote_types(normed.dtype, torch.float32))
+    checks.same("inverse", inverse, "normed", normed, dtype=False)
+    if inverse.shape != (normed.shape[0], 1):
+        raise ValueError(f"inverse has shape {tuple(inverse.shape)}; it must have ({normed.shape[0]}, 1)")
     result: tuple[Tensor, Tensor] = norm.backward_op(grad, grad_total, normed, weight, inverse, impl)
     return result

@@ -207,6 +207,7 @@ def pack_spans(
         checks.tensor(name, x, dims=1)
         checks.integer(name, x, dtype)
         checks.same(name, x, "buffer", buffer, dtype=False)
+    checks.tensor("segment_rows", segment_rows, dims=1)
     num_rows = segment_rows.numel() - 1
     _check_segments(segment_starts, segment_rows, buffer, num_rows, context, cu_length)
     for name, x, other, size in (

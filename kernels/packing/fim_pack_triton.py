@@ -16,27 +16,12 @@ from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
 from mify.kernels.launch import on
+from mify.kernels.search_triton import find
 
 from .fim_pack_ref import Batch, Spans, outputs
 
 # At 8 warps the gather of uint32 tokens spills 8 bytes a thread, at 16 nothing (48 registers).
 BLOCK, NUM_WARPS = 1024, 16
-
-
-@triton.jit
-def _find(starts_ptr, first, count, at):
-    """The last of a row's entries that starts at or before `at`, and where it starts; (0, 0) where there are none."""
-    found = tl.zeros_like(at)
-    step = tl.full((), 1, tl.int64)
-    while step < count:
-        step = step * 2
-    while step > 0:
-        candidate = found + step
-        inside = candidate < count
-        start = tl.load(starts_ptr + first + candidate, mask=inside, other=0)
-        found = tl.where(inside & (start <= at), candidate, found)
-        step = step // 2
-    return found, tl.load(starts_ptr + first + found, mask=found < count, other=0).to(tl.int64)
 
 
 @triton.jit
@@ -94,14 +79,14 @@ def _unpack_kernel(
     at = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < context
     base = row * context + at
-    _, start = _find(segment_starts_ptr, first, count, at)
+    _, start = find(segment_starts_ptr, first, count, at)
     token = tl.load(rows_ptr + base, mask=inside, other=0).to(tl.int64)
     tl.store(tokens_ptr + base, token, mask=inside)
     tl.store(positions_ptr + base, at - start, mask=inside)
 
     target = at + 1
     inside_target = target < context
-    _, target_start = _find(segment_starts_ptr, first, count, target)
+    _, target_start = find(segment_starts_ptr, first, count, target)
     byte_row = row * tl.cdiv(context, 8)
     byte = tl.load(bits_ptr + byte_row + target // 8, mask=inside_target, other=0).to(tl.int32)
     loss = ((byte >> (target % 8).to(tl.int32)) & 1) != 0
@@ -115,7 +100,7 @@ def _gather(
     buffer_ptr, patches_ptr, source_ptr, starts_ptr, first, count, at, inside, buffer_size, patches_size, pad_id
 ):
     """(the tokens at these places of a row, whether they may carry loss, whether they come from patches)"""
-    span, start = _find(starts_ptr, first, count, at)
+    span, start = find(starts_ptr, first, count, at)
     source = tl.load(source_ptr + first + span, mask=span < count, other=-9223372036854775808)
     padding = source == -9223372036854775808
     patched = (source < 0) & (padding == 0)
@@ -169,7 +154,7 @@ def _pack_kernel(
     at = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < context
     base = row * context + at
-    _, start = _find(segment_starts_ptr, first, count, at)
+    _, start = find(segment_starts_ptr, first, count, at)
     token, _, _ = _gather(
         buffer_ptr, patches_ptr, span_source_ptr, span_starts_ptr, first_span, num_spans, at, inside, buffer_size,
         patches_size, pad_id,
@@ -179,7 +164,7 @@ def _pack_kernel(
 
     target = at + 1
     inside_target = target < context
-    segment, target_start = _find(segment_starts_ptr, first, count, target)
+    segment, target_start = find(segment_starts_ptr, first, count, target)
     label, found, patched = _gather(
         buffer_ptr, patches_ptr, span_source_ptr, span_starts_ptr, first_span, num_spans, target, inside_target,
         buffer_size, patches_size, pad_id,

@@ -83,7 +83,7 @@ TOKENS = 1 << 26
         *[
             case
             for case in gqa_triton.cases()
-            if case.name in ("gqa forward 128", "gqa keys and dq 128", "gqa queries 128")
+            if case.name in ("gqa edges", "gqa forward 128", "gqa keys and dq 128", "gqa queries 128")
         ],
     ],
     ids=lambda case: case.name,

@@ -97,6 +97,8 @@ def test_what_the_gpu_backend_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"scale_a": torch.ones(3, 1)}, "scale_a has shape"),
         ({"scale_a": torch.ones(4, 1)}, "both be scalars or both be blocks"),
         ({"scale_b": torch.ones((), dtype=torch.float64)}, "scale_b has dtype"),
+        ({"scale_b": torch.ones((), device="meta")}, "scale_b is on meta"),
+        ({"b": torch.zeros(4, 32, device="meta").to(torch.float8_e4m3fn)}, "b is on meta"),
         ({"dtype": torch.float16}, "dtype is"),
     ],
 )

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mify.kernels import gqa_attention, last_impl
+from mify.kernels import checks, gqa_attention, last_impl
+from mify.kernels.attention import gqa_libraries
 from mify.testing import compare, cu_seqlens_of, layouts, ragged_lengths
 
 IMPLS = ["cpu", "ref", "sdpa"]
@@ -275,3 +276,50 @@ def test_bounds_changed_in_place_are_read_again() -> None:
     cu[1] = 9
     with pytest.raises(ValueError, match="falls from 9 to 8"):
         gqa_attention(q, k, v, cu, 8)
+
+
+def test_a_captured_graph_reads_the_bounds_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a capture makes of cu_seqlens is part of the graph: neither taken from memory nor kept for later calls."""
+    cu = cu_seqlens_of([3, 0, 5])
+    bounds = checks.segment_bounds(cu, 8, 8)
+    known = checks.remembered("edges", cu, lambda: "before")
+    docs = gqa_libraries.documents(cu, bounds, 8)
+    assert docs.cu_seqlens.tolist() == [0, 3, 8]
+    monkeypatch.setattr(checks, "captures", lambda x: True)
+    assert checks.remembered("edges", cu, lambda: "in the graph") == "in the graph"
+    assert gqa_libraries.documents(cu, bounds, 8).cu_seqlens is cu
+    assert checks.segment_bounds(cu, 8, 8) == bounds
+    with pytest.raises(ValueError, match="call the function with this tensor once before"):
+        checks.segment_bounds(cu.clone(), 8, 8)
+    monkeypatch.undo()
+    assert checks.remembered("edges", cu, lambda: "after") == known
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("impl", ["triton", "fa2", "fa3", "fa4", "torch_flash"])
+def test_a_captured_graph_follows_other_documents(impl: str) -> None:
+    q, k, v = (x.cuda().requires_grad_() for x in inputs(300, 4, 2, 64, torch.bfloat16))
+    grad = torch.randn_like(q)
+    cu = cu_seqlens_of([100, 200], padding=2, device="cuda")
+
+    def run() -> tuple[Tensor, ...]:
+        out = gqa_attention(q, k, v, cu, 300, impl=f"gqa={impl}")
+        return out, *torch.autograd.grad(out, (q, k, v), grad)
+
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    try:
+        with torch.cuda.stream(side):
+            run()
+    except ValueError as error:
+        pytest.skip(str(error))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run()
+    for lengths in ([100, 200], [300], [1, 0, 150, 149]):
+        cu.copy_(cu_seqlens_of(lengths, padding=4 - len(lengths), device="cuda"))
+        graph.replay()
+        expected = gqa_attention(q, k, v, cu, 300, impl="ref")
+        gradients = torch.autograd.grad(expected, (q, k, v), grad)
+        for a, b in zip(got, (expected, *gradients), strict=True):
+            torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2)

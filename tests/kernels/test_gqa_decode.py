@@ -172,6 +172,14 @@ def _good() -> dict[str, Any]:
         ({"k_scale": torch.ones(3)}, ValueError, "k_scale"),
         ({"v_scale": torch.ones(2, dtype=torch.float64)}, ValueError, "v_scale"),
         ({"num_splits": 129}, ValueError, "num_splits"),
+        ({"num_splits": 1.5}, TypeError, "num_splits is 1.5"),
+        ({"scale": -1.0}, ValueError, "scale is -1.0"),
+        (
+            {name: torch.zeros(6, 8, 2, 0) for name in ("k_cache", "v_cache")} | {"q": torch.zeros(2, 4, 0)},
+            ValueError,
+            "head dimension must be positive",
+        ),
+        ({name: torch.zeros(0, 8, 2, 16) for name in ("k_cache", "v_cache")}, ValueError, "at least one page"),
         ({"impl": "cuda"}, ValueError, "GPU"),
         ({"impl": "triton"}, ValueError, "GPU"),
         ({"impl": "magic"}, ValueError, "magic"),
@@ -195,6 +203,14 @@ def test_an_empty_batch() -> None:
     given |= {"q": torch.randn(0, 4, 16), "lengths": torch.zeros(0, dtype=torch.int32)}
     given["page_table"] = torch.zeros(0, 2, dtype=torch.int32)
     assert gqa_decode(**given).shape == (0, 4, 16)
+
+
+def test_nothing_cached() -> None:
+    """A cache without room for a key, contiguous or paged."""
+    given = _good() | {"lengths": torch.zeros(2, dtype=torch.int32)}
+    assert (gqa_decode(**given | {"page_table": torch.zeros(2, 0, dtype=torch.int32)}) == 0).all()
+    empty = torch.zeros(2, 0, 2, 16)
+    assert (gqa_decode(given["q"], empty, empty, given["lengths"]) == 0).all()
 
 
 def test_the_op_is_well_registered_and_compiles_in_one_graph() -> None:
@@ -281,6 +297,15 @@ def test_the_triton_twin_in_the_interpreter() -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("as exact as torch") == 8
+
+
+def test_the_triton_twin_is_compiled_once_for_a_model() -> None:
+    """What changes from batch to batch is no constant of the kernel's: it would be compiled for each."""
+    pytest.importorskip("triton")
+    from mify.kernels.attention import gqa_decode_triton
+
+    fixed = {parameter.name for parameter in gqa_decode_triton._part_kernel.params if parameter.is_constexpr}
+    assert fixed == {"KV_HEADS", "GROUP", "PAGE_SIZE", "D", "BLOCK_G", "BLOCK_N", "PAGED", "SCALED"}
 
 
 @pytest.mark.gpu

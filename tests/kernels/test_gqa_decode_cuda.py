@@ -21,9 +21,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mify.kernels.attention import gqa_decode_ref
+from mify.kernels import checks
+from mify.kernels.attention import gqa_decode_cuda, gqa_decode_ref
 from mify.kernels.attention.gqa_decode import FP8
-from mify.kernels.attention.gqa_decode_cuda import Counters
 from mify.testing import assert_as_exact_as_torch
 
 NAN = float("nan")
@@ -375,8 +375,15 @@ def test_the_extension_imports_without_a_driver_and_says_what_is_missing(argumen
             cuda.gqa_decode_info(128, "bf16", 4)
 
 
+def test_a_stride_that_means_nothing_is_not_passed_on() -> None:
+    """Along a dimension of one element it may be odd, and the binding asks for multiples of 16 bytes."""
+    cache = torch.empty_strided((1, 9, 1, 128), (9 * 128 + 3, 128, 5, 1), dtype=torch.bfloat16)
+    assert [gqa_decode_cuda._stride(cache, dim) for dim in range(3)] == [0, 128, 0]
+    assert checks.aligned_rows(cache) is cache
+
+
 def test_counters_are_shared_on_a_stream_and_never_between_graphs() -> None:
-    counters = Counters(torch.device("cpu"), pool=64)
+    counters = gqa_decode_cuda.Counters(torch.device("cpu"), pool=64)
     early = counters.take(7, 8, capturing=True)
     first, again = (counters.take(1, 8, capturing=False) for _ in range(2))
     assert first.data_ptr() == again.data_ptr()

@@ -132,7 +132,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def run(backend: str, bounds: Tensor, causal: bool, window: int, scale: float, deterministic: bool = False):  # type: ignore[no-untyped-def]
-    docs = gqa_libraries.documents(bounds, bounds.tolist())
+    docs = gqa_libraries.documents(bounds, bounds.tolist(), int(bounds.diff().max()))
     return lambda q, k, v: gqa_libraries.attention(backend, q, k, v, docs, causal, window, scale, deterministic)
 
 

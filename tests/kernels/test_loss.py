@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mify.kernels import cross_entropy, linear_cross_entropy
+from mify.kernels.loss import ce_ref, linear_ce_ref
 from mify.testing import assert_as_exact_as_torch, compare, layouts
 
 OPTIONS = [{}, {"z_loss": 1e-2}, {"label_smoothing": 0.1}, {"z_loss": 1e-2, "label_smoothing": 0.2}]
@@ -180,12 +181,36 @@ def test_mistakes_are_named(arguments: Any, options: dict[str, Any], error: type
         linear_cross_entropy(*arguments, **options)
 
 
+def test_a_label_that_is_no_class_is_nan_where_it_cannot_be_refused() -> None:
+    """As on a GPU: in the row's loss and gradient, whatever else is in the batch, and without an index out of range."""
+    logits, labels = torch.randn(4, 5), torch.tensor([2, 5, -1, 0])
+    bad = torch.tensor([False, True, True, False])
+    loss, lse = ce_ref.forward(logits, labels, 0.1, 0.1)
+    gradient = ce_ref.backward(torch.ones(4), logits, labels, lse, 0.1, 0.1)
+    assert torch.equal(loss.isnan(), bad)
+    assert torch.equal(gradient.isnan(), bad[:, None].expand(4, 5))
+    loss, dhidden, _ = linear_ce_ref.forward(logits, W[:, :1].expand(5, 5), labels, 0.0, 0.0, 3, True)
+    assert loss.isnan()
+    assert torch.equal(dhidden.isnan(), bad[:, None].expand(4, 5))
+
+
+def test_a_row_without_a_label_may_hold_anything() -> None:
+    logits = torch.randn(3, 5)
+    logits[1] = float("nan")
+    leaf = logits.requires_grad_()
+    cross_entropy(leaf, torch.tensor([2, -100, 0]), impl="ref").backward()
+    assert leaf.grad is not None
+    assert (leaf.grad[1] == 0).all()
+    assert leaf.grad.isfinite().all()
+
+
 def test_mistakes_of_cross_entropy_are_named() -> None:
     for arguments, options, error, words in (
         ((X, torch.tensor([0, 4, 1])), {}, ValueError, r"labels\[1\] is 4"),
         ((X, Y), {"reduction": "mean"}, ValueError, "reduction"),
         ((X.long(), Y), {}, TypeError, "logits has dtype"),
         ((X, Y[:1]), {}, ValueError, "labels has 1"),
+        ((X[:, :0], Y), {}, ValueError, "0 classes"),
     ):
         with pytest.raises(error, match=words):
             cross_entropy(*arguments, **options)
