@@ -49,11 +49,13 @@ class SourceSection:
     """What is read, and how much of it.
 
     cpt: a folder of token shards, and its share of the trained tokens relative to the other sources' weights.
-    sft: .jsonl conversations, and how often each is seen in an epoch.
+    sft: .jsonl conversations, and how often each is seen in an epoch; or, by `parts`, how many of all there are of it:
+    parts of 1 for safety and 4 for the rest are harmful to general 1:4, exactly.
     """
 
     path: str
-    weight: float
+    weight: float = 1.0
+    parts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,16 @@ class FimSection:
     spm_rate: float = 0.5
     domains: tuple[str, ...] = ("code",)
     span: Literal["uniform", "line", "syntax"] = "uniform"  # cuts at characters, at line starts, around syntax nodes
+
+
+@dataclass(frozen=True)
+class ConversationsSection:
+    """sft: which conversations are trained on. What is left out is counted in the ledger."""
+
+    too_long: Literal["drop", "truncate", "stop"] = "drop"  # truncate: behind the last answer that fits the context
+    bad: Literal["stop", "drop"] = "stop"  # roles out of order, calls against their schema, empty answers, ids twice
+    stages: tuple[int, ...] = ()  # conversations of each stage, growing; a stage's are among those of the next
+    stage_epochs: int = 1  # epochs before the next stage; the last goes on
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,7 @@ class DataSection:
     fim: FimSection = field(default_factory=FimSection)
     loss: Literal["all", "middle"] = "all"  # of FIM documents: every token, or the middle alone
     exhausted: Literal["repeat", "stop", "reweight"] = "repeat"  # what follows a source's last document
+    conversations: ConversationsSection = field(default_factory=ConversationsSection)
     skip: tuple[str, ...] = ()  # ids of documents to blank, as metrics.jsonl names those of a step that was skipped
 
 
@@ -326,6 +339,12 @@ def _check(config: TrainConfig) -> None:
         raise MifyError(
             f"data.rows_per_step = {data.rows_per_step} is no multiple of data.micro_rows = {data.micro_rows}",
             "choose a micro batch that divides the batch",
+        )
+    stages = data.conversations.stages
+    if any(size < 1 for size in stages) or list(stages) != sorted(set(stages)) or data.conversations.stage_epochs < 1:
+        raise MifyError(
+            f"data.conversations.stages = {list(stages)} with {data.conversations.stage_epochs} epochs each",
+            "give growing numbers of conversations, and at least one epoch",
         )
     for identity in data.skip:
         if re.fullmatch("[0-9a-f]{16,64}", identity) is None:

@@ -84,17 +84,19 @@ def _check_supply(stream: TokenStream, config: TrainConfig) -> None:
 def _conversations(config: TrainConfig, world: World) -> Stream:
     from mify.tokenizer import Tokenizer
 
+    from .objectives.conversations import Source
     from .objectives.sft import ConversationStream
 
     data = config.data
     if data.tokenizer is None:
         raise MifyError("sft needs data.tokenizer", "set --data.tokenizer=FOLDER: that of the model in init.weights")
     return ConversationStream(
-        [(name, Path(source.path), source.weight) for name, source in data.sources.items()],
+        [Source(name, Path(source.path), source.weight, source.parts) for name, source in data.sources.items()],
         Tokenizer.load(data.tokenizer),
         context=data.context,
         rows_per_step=data.rows_per_step,
         seed=config.seed,
+        rules=data.conversations,
         rank=world.rank,
         world_size=world.size,
         skip=data.skip,

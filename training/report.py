@@ -59,6 +59,8 @@ def write_report(run: Path, ledger: dict[str, Any]) -> Path:
             [[name, f"{entry['tokens']:,}", f"{entry['epochs']:.2f}"] for name, entry in ledger.items()],
         )
     )
+    if any("conversations" in entry for entry in ledger.values()):
+        parts.append("<h2>Conversations</h2>" + _conversations(ledger))
     if events:
         rows = [[str(r["step"]), r["event"], str(r.get("reason", ""))] for r in events]
         parts.append("<h2>Events</h2>" + _table(["step", "what", "why"], rows))
@@ -83,6 +85,27 @@ def _summary(steps: Sequence[dict[str, Any]], scores: Sequence[dict[str, Any]]) 
         ["evaluations", str(len(scores))],
     ]
     return _table(["", ""], rows)
+
+
+def _conversations(ledger: dict[str, Any]) -> str:
+    """What became of the lines of conversations, by source."""
+    rows = []
+    for name, entry in ledger.items():
+        rejected = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in entry["rejected"].items())
+        counts = [
+            f"{entry[key]:,}" for key in ("conversations", "supervised", "too_long", "truncated", "supervised_cut")
+        ]
+        rows.append([name, *counts, rejected or "0"])
+    head = [
+        "source",
+        "kept",
+        "tokens with loss, trained",
+        "too long",
+        "cut to fit",
+        "tokens with loss lost",
+        "rejected",
+    ]
+    return _table(head, rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> str:

@@ -37,6 +37,7 @@ from .gradients import Step, gradient_factor
 from .metrics import MetricsLog
 from .model import make_model
 from .objective import open_objective
+from .objectives.sft import ConversationStream
 from .optim import make_optimizer
 from .parallel import World, distribute
 from .prefetch import Prefetcher, Stream
@@ -105,6 +106,9 @@ class Run:
             asynchronous=checkpoint.asynchronous,
         )
         lines = self._resume()
+        if isinstance(self.stream, ConversationStream):
+            for note in self.stream.notes():
+                self.say(note)
         self.batches = Prefetcher(self.stream, pin_memory=world.device.type == "cuda", ledger=self._ledger)
         self.metrics = MetricsLog(self.folder / "metrics.jsonl", lines) if world.is_main else None
         self.writers: list[EventWriter | WandbWriter] = []

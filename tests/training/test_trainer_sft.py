@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mify.data.batch import IGNORE_LABEL
 from mify.errors import MifyError
+from mify.post.chat import Conversation
+from mify.post.chat import render as render_conversation
 from mify.tokenizer import Tokenizer, train_tokenizer
-from mify.training.config import load_recipe
-from mify.training.objectives.sft import ConversationStream, render
+from mify.training.config import ConversationsSection, load_recipe
+from mify.training.objectives.conversations import Source, fit
+from mify.training.objectives.sft import ConversationStream
 from mify.training.trainer import train
 
 CONTEXT = 256
+LONG = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x y z " * 300}]
 
 
 @pytest.fixture(scope="module")
@@ -34,29 +39,30 @@ def conversation(index: int) -> list[dict[str, str]]:
     ]
 
 
+def render(messages: list[dict[str, str]], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    return render_conversation(Conversation.from_dict({"messages": messages}), tokenizer)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     lines = [json.dumps({"messages": conversation(index)}) for index in range(40)]
-    lines.append(json.dumps({"messages": [{"role": "assistant", "content": "x y z " * 300}]}))
+    lines.append(json.dumps({"messages": [*conversation(40), *LONG]}))
     (tmp_path / "chat.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return tmp_path
 
 
-def stream(folder: Path, tokenizer: Tokenizer, **changes: int) -> ConversationStream:
-    options = {"context": CONTEXT, "rows_per_step": 4, "seed": 5} | changes
-    return ConversationStream([("chat", folder, 1.0)], tokenizer, **options)
+def stream(folder: Path, tokenizer: Tokenizer, **changes: Any) -> ConversationStream:
+    options: dict[str, Any] = {"context": CONTEXT, "rows_per_step": 4, "seed": 5} | changes
+    return ConversationStream([Source("chat", folder, options.pop("weight", 1.0))], tokenizer, **options)
 
 
 def test_the_loss_lies_on_what_the_assistant_says(tokenizer: Tokenizer) -> None:
     ids, loss = render(conversation(7), tokenizer)
     said = tokenizer.decode([token for token, own in zip(ids, loss, strict=True) if own])
     assert said == "def add7(a, b): return a + b<|im_end|>No <|endoftext|>.<|im_end|>"
-    text = tokenizer.decode(ids)
-    assert text.startswith("<|im_start|>system\nYou are number 7.<|im_end|>\n<|im_start|>user\nWrite <|im_end|> a")
-    assert text.endswith("No <|endoftext|>.<|im_end|>\n<|endoftext|>")
-    # What a content says of special tokens is text: the real ones are the eleven of the template.
+    # What a content says of special tokens is text.
     assert ids.count(tokenizer.im_end_id) == 5
-    assert ids.count(tokenizer.eot_id) == 1
+    assert ids.count(tokenizer.eot_id) == 0
 
 
 def test_an_epoch_holds_every_conversation_once_and_whole(folder: Path, tokenizer: Tokenizer) -> None:
@@ -102,7 +108,7 @@ def test_ranks_share_the_batch_and_a_state_goes_on_exactly(folder: Path, tokeniz
 
 
 def test_a_weight_repeats_within_the_epoch(folder: Path, tokenizer: Tokenizer) -> None:
-    twice = ConversationStream([("chat", folder, 2.0)], tokenizer, context=CONTEXT, rows_per_step=1, seed=5)
+    twice = stream(folder, tokenizer, weight=2.0, rows_per_step=1)
     for _ in twice:
         if twice.state_dict()["epoch"]:
             break
@@ -119,11 +125,16 @@ def test_a_weight_repeats_within_the_epoch(folder: Path, tokenizer: Tokenizer) -
     ("line", "problem"),
     [
         ("{", "line 1, is no conversation"),
-        ('{"text": 1}', "messages"),
-        ('{"messages": [{"role": "robot", "content": "x"}]}', "role 'robot' is none of"),
+        ('{"text": 1}', "no list of messages"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "unknown role"),
         ('{"messages": [{"role": "user", "content": 3}]}', "int, not text"),
-        ('{"messages": [{"role": "user", "content": "x"}]}', "the assistant says nothing"),
-        ('{"messages": ["x"]}', "is no conversation"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "nothing to learn"),
+        ('{"messages": ["x"]}', "bad message"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "roles out of order"),
+        (
+            '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]}',
+            "empty assistant turn",
+        ),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, tokenizer: Tokenizer, line: str, problem: str) -> None:
@@ -139,7 +150,7 @@ def test_bad_sources_are_named(tmp_path: Path, folder: Path, tokenizer: Tokenize
     with pytest.raises(MifyError, match="no conversation fits"):
         stream(folder, tokenizer, context=16)
     with pytest.raises(MifyError, match="no whole number"):
-        ConversationStream([("chat", folder, 0.5)], tokenizer, context=CONTEXT, rows_per_step=1, seed=5)
+        stream(folder, tokenizer, weight=0.5)
     other = stream(folder, tokenizer)
     with pytest.raises(MifyError, match="others than these"):
         other.load_state_dict(stream(folder, tokenizer, seed=6).state_dict())
@@ -176,10 +187,117 @@ def test_a_batch_names_its_conversations_and_one_that_is_skipped_carries_no_loss
     batch = next(iter(source))
     assert len(names) == batch.num_rows
     assert all(names)
-    skipping = ConversationStream(
-        [("chat", folder, 1.0)], tokenizer, context=CONTEXT, rows_per_step=batch.num_rows, seed=5, skip=names[0]
-    )
+    skipping = stream(folder, tokenizer, skip=names[0])
     first, other = next(iter(skipping)).split(batch.num_rows)[0], batch.split(batch.num_rows)[0]
     assert torch.equal(first.tokens, other.tokens)
     assert other.num_labels
     assert not first.num_labels
+
+
+def lines(count: int, start: int = 0) -> list[str]:
+    return [json.dumps({"messages": conversation(index)}) for index in range(start, start + count)]
+
+
+BAD = [
+    "{",
+    json.dumps({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}),
+    json.dumps({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\n"}]}),
+    json.dumps({"id": "a", "messages": conversation(1)}),
+    json.dumps({"id": "a", "messages": conversation(2)}),
+    json.dumps({
+        "messages": [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+        ],
+        "tools": [{"type": "function", "function": {
+            "name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}}],
+    }),
+]  # fmt: skip
+
+
+def test_bad_conversations_are_counted_by_reason_and_left_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "bad.jsonl").write_text("\n".join([*BAD, *lines(3, 10)]), encoding="utf-8")
+    source = stream(tmp_path, tokenizer, rules=ConversationsSection(bad="drop"))
+    entry = source.ledger()["chat"]
+    assert entry["conversations"] == 4
+    assert entry["rejected"] == {
+        "not_json": 1, "roles_out_of_order": 1, "empty_assistant_turn": 1, "duplicate_id": 1,
+        "arguments_do_not_match": 1,
+    }  # fmt: skip
+    assert source.notes()[0].startswith("chat: 4 conversations; dropped: 1 not json, 1 roles out of order")
+
+
+def test_what_is_too_long_is_dropped_cut_behind_an_answer_or_stops_the_run(folder: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(MifyError, match="line 41, has 1,"):
+        stream(folder, tokenizer, rules=ConversationsSection(too_long="stop"))
+    dropped = stream(folder, tokenizer).ledger()["chat"]
+    cut = stream(folder, tokenizer, rules=ConversationsSection(too_long="truncate"))
+    _, loss = render([*conversation(40), *LONG], tokenizer)
+    whole, _ = render(conversation(40), tokenizer)
+    kept = cut.conversations.ids[cut.conversations.offsets[40] :].tolist()
+    assert kept == whole[:-1]  # but for the line end behind the last <|im_end|>
+    entry = cut.ledger()["chat"]
+    assert (entry["conversations"], entry["truncated"], entry["too_long"]) == (41, 1, 0)
+    assert (dropped["conversations"], dropped["truncated"], dropped["too_long"]) == (40, 0, 1)
+    assert dropped["supervised_cut"] == sum(loss)
+    assert entry["supervised_cut"] == sum(loss[len(kept) :])
+    assert "cut to the context: 1" in cut.notes()[0]
+    # An answer that alone passes the context is cut inside; a question that does leaves nothing to learn.
+    assert fit([False] * 4 + [True] * 8, 6) == 6
+    assert fit([False] * 8 + [True] * 2, 6) == 0
+    assert fit([False, True, True, False, True, True], 5) == 3
+    assert fit([True] * 3, 3) == 3
+
+
+def test_stages_nest_and_safety_is_one_in_five_exactly(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for name, count, start in (("general", 100, 0), ("safety", 30, 200)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines(count, start)), encoding="utf-8")
+    sources = [
+        Source("general", tmp_path / "general.jsonl", parts=4),
+        Source("safety", tmp_path / "safety.jsonl", parts=1),
+    ]
+
+    def opened(*stages: int, **changes: Any) -> ConversationStream:
+        rules = ConversationsSection(stages=stages, stage_epochs=2)
+        options = {"context": CONTEXT, "rows_per_step": 1, "seed": 5} | changes
+        return ConversationStream(sources, tokenizer, rules=rules, **options)
+
+    source = opened(10, 52, 1000)
+    seen: dict[int, set[str]] = {}
+    while source.state_dict()["epoch"] < 5:
+        epoch = source.state_dict()["epoch"]
+        (names,) = source.documents_after(source.state_dict())
+        seen.setdefault(epoch, set()).update(names)
+        next(iter(source))
+    assert [len(seen[epoch]) for epoch in range(5)] == [10, 10, 50, 50, 125]
+    assert seen[0] == seen[1] < seen[2] == seen[3] < seen[4]
+    assert source.ledger()["safety"]["stage"] == 3
+    # 100 of one and 30 of the other allow 25 times (4, 1).
+    for size in (10, 52, 1000):
+        chosen = source.conversations.chosen(5, size)
+        of_safety = int((source.conversations.source[chosen] == 1).sum())
+        assert of_safety * 5 == len(chosen)
+    assert source.notes()[2].startswith("stage 1 of 3: 8 general, 2 safety; about ")
+    # What is added elsewhere moves nobody out of his place, and the seed draws anew.
+    before = {source.conversations.identity(n) for n in source.conversations.chosen(5, 50)}
+    (tmp_path / "general.jsonl").write_text("\n".join([*lines(50, 400), *lines(100)]), encoding="utf-8")
+    more = opened(10, 52, 1000).conversations
+    after = [more.identity(n) for n in more.chosen(5, 50)]
+    old = {source.conversations.identity(n) for n in range(130)}
+    assert set(after) & old <= before
+    assert {source.conversations.identity(n) for n in source.conversations.chosen(6, 50)} != before
+    with pytest.raises(MifyError, match="others than these"):
+        opened(10, 52).load_state_dict(source.state_dict())
+    with pytest.raises(MifyError, match="fewer than its parts"):
+        opened(4)
+    for wrong in (Source("safety", tmp_path / "safety.jsonl"), Source("safety", tmp_path / "safety.jsonl", 2.0, 1)):
+        with pytest.raises(MifyError, match="parts"):
+            ConversationStream([sources[0], wrong], tokenizer, context=CONTEXT, rows_per_step=1, seed=5)
+
+
+def test_the_report_shows_what_was_left_out(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from mify.training.report import _conversations
+
+    page = _conversations(stream(folder, tokenizer).ledger())
+    assert "too long" in page
+    assert "<td class=n>40</td>" in page

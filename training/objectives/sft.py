@@ -1,28 +1,17 @@
-"""Supervised fine-tuning: conversations in packed rows, with loss on what the assistant says and on nothing else.
+"""Supervised fine-tuning: conversations in packed rows, with loss on what the assistant writes and on nothing else.
 
-A conversation is a line of JSON, {"messages": [{"role", "content"}, …]}, and becomes ChatML, one segment of a row:
-
-    <|im_start|>user\\n…<|im_end|>\\n<|im_start|>assistant\\n…<|im_end|>\\n … <|endoftext|>
-
-Loss lies on the assistant's contents and the <|im_end|> that closes each: the tokens that a model has to write by
-itself. Headers and contents are tokenized apart, as a chat client does it, and special tokens in a content are text.
-
-An epoch is a plan: conversations in an order keyed by (seed, epoch), packed best-fit, bins in a keyed order. So a batch
-is a pure function of (conversations, seed, step), and the state is a place in it. Rows run on across epochs.
+Each conversation is one segment of a row, as `mify.post.chat.render` makes it; none is cut by packing. An epoch is a
+plan: the conversations of its stage in an order keyed by (seed, epoch), packed best-fit, bins in a keyed order. So a
+batch is a pure function of (conversations, seed, step), and the state is a place in it. Rows run on across epochs.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mify.data.batch import PackedBatch
 from mify.data.packing import best_fit_decreasing
@@ -30,29 +19,20 @@ from mify.data.philox import Permutation, Purpose
 from mify.data.rows import PackedRows
 from mify.errors import MifyError
 from mify.tokenizer import Tokenizer
+from mify.training.config import ConversationsSection
 
-FORMAT, VERSION = "conversation-stream", 1
-ROLES = ("system", "user", "assistant", "tool")
+from .conversations import ConversationSet, Source
 
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Token ids (uint32) and, for each, whether it carries loss as a target."""
-
-    ids: NDArray[np.uint32]
-    loss: NDArray[np.bool_]
-    source: int
-    identity: str  # 64 bits of the SHA-256 of its line, in hexadecimal
+FORMAT, VERSION = "conversation-stream", 2
 
 
 class ConversationStream:
     """Batches of packed conversations, resumable at any step, the same on any number of ranks.
 
-    A source's weight is how often each of its conversations is seen in an epoch: a whole number.
-
     Args:
-        sources: (name, a .jsonl file or a folder of them, weight).
-        context: tokens per row. rows_per_step: of the global batch. seed: keys every order.
+        sources: where they come from.
+        context: tokens per row. rows_per_step: of the global batch. seed: keys every order, and the stages.
+        rules: what becomes of conversations that are too long or bad, and the stages.
         rank, world_size: this process makes rows [rank, rank + 1) * rows_per_step / world_size of each batch.
         skip: identities of conversations that keep their place and carry no loss.
 
@@ -63,12 +43,13 @@ class ConversationStream:
 
     def __init__(
         self,
-        sources: Sequence[tuple[str, Path, float]],
+        sources: Sequence[Source],
         tokenizer: Tokenizer,
         *,
         context: int,
         rows_per_step: int,
         seed: int,
+        rules: ConversationsSection | None = None,
         rank: int = 0,
         world_size: int = 1,
         skip: Collection[str] = (),
@@ -77,39 +58,45 @@ class ConversationStream:
             raise MifyError(f"rows_per_step = {rows_per_step} does not divide over {world_size} ranks", "change one")
         self.context, self.rows_per_step, self.seed = context, rows_per_step, seed
         self.rank, self.world_size = rank, world_size
-        self._skip = frozenset(skip)
-        self.names = [name for name, _, _ in sources]
+        self.rules = rules if rules is not None else ConversationsSection()
+        self.conversations = ConversationSet(sources, tokenizer, self.rules, context=context, skip=skip)
         self.tokens = [0] * len(sources)
-        self.too_long = [0] * len(sources)
+        self.supervised = [0] * len(sources)
         self._pad = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eot_id or 0
         self._max_pieces = max(16, context // 32)
-        self._conversations: list[Conversation] = []
-        self._entries: list[int] = []  # of an epoch: numbers of conversations, repeated by weight
-        content = hashlib.sha256(tokenizer.fingerprint.encode())
-        for number, (name, path, weight) in enumerate(sources):
-            self._read(number, name, path, weight, tokenizer, content)
-        if not self._conversations:
-            raise MifyError("no conversation fits the context", f"raise data.context above {context}")
-        self._content = content.hexdigest()
         self._epoch = self._bin = 0
+        self._chosen: dict[int, list[int]] = {}
         self._planned: tuple[int, list[list[int]]] | None = None
+        self.stage_conversations(0)
 
-    def _read(self, number: int, name: str, path: Path, weight: float, tokenizer: Tokenizer, content: Any) -> None:
-        if weight < 1 or weight != int(weight):
-            raise MifyError(
-                f"data.sources.{name}.weight = {weight} is no whole number",
-                "for sft a weight is how often each conversation is seen in an epoch: 1, 2, …",
-            )
-        for conversation, line in _conversations(path, tokenizer):
-            content.update(line)
-            if len(conversation[0]) > self.context:
-                self.too_long[number] += 1
-                continue
-            self._entries += [len(self._conversations)] * int(weight)
-            ids, loss = conversation
-            identity = hashlib.sha256(line).hexdigest()[:16]
-            carries = np.array(loss, np.bool_) & (identity not in self._skip)
-            self._conversations.append(Conversation(np.array(ids, np.uint32), carries, number, identity))
+    @property
+    def num_stages(self) -> int:
+        return max(1, len(self.rules.stages))
+
+    def stage_of(self, epoch: int) -> int:
+        """Which stage an epoch belongs to; the last goes on without end."""
+        return min(epoch // self.rules.stage_epochs, self.num_stages - 1)
+
+    def stage_conversations(self, stage: int) -> list[int]:
+        """The numbers of a stage's conversations."""
+        if stage not in self._chosen:
+            size = self.rules.stages[stage] if self.rules.stages else None
+            self._chosen = {stage: self.conversations.chosen(self.seed, size)}
+        return self._chosen[stage]
+
+    def notes(self) -> list[str]:
+        """What a person should know before the run starts: what was left out, and what each stage is made of."""
+        known = self.conversations
+        lines = [c.describe(s.name) for s, c in zip(known.sources, known.counts, strict=True)]
+        lengths = np.diff(known.offsets)
+        for stage in range(self.num_stages):
+            numbers = np.array(known.chosen(self.seed, self.rules.stages[stage] if self.rules.stages else None))
+            each = np.bincount(known.source[numbers], minlength=len(known.sources))
+            weights = np.array([source.weight for source in known.sources])[known.source[numbers]]
+            steps = float((lengths[numbers] * weights).sum()) / (self.context * self.rows_per_step)
+            mixed = ", ".join(f"{count:,} {source.name}" for source, count in zip(known.sources, each, strict=True))
+            lines.append(f"stage {stage + 1} of {self.num_stages}: {mixed}; about {steps:,.1f} steps an epoch")
+        return lines
 
     def __iter__(self) -> Iterator[PackedBatch]:
         share = self.rows_per_step // self.world_size
@@ -118,29 +105,35 @@ class ConversationStream:
             yield self._batch(rows[self.rank * share : (self.rank + 1) * share])
 
     def _plan(self) -> list[list[int]]:
-        """The bins of the epoch, in their order: entries of `_entries`."""
+        """The bins of the epoch, in their order: numbers of conversations, repeated by weight."""
         if self._planned is None or self._planned[0] != self._epoch:
-            key = int(self._content[:16], 16)
-            order = Permutation(len(self._entries), self.seed, self._epoch, key, 0, Purpose.DOCUMENT_ORDER)
-            drawn = [self._entries[order(place)] for place in range(len(self._entries))]
-            lengths = [len(self._conversations[number].ids) for number in drawn]
+            known = self.conversations
+            weights = [int(source.weight) for source in known.sources]
+            chosen = self.stage_conversations(self.stage_of(self._epoch))
+            entries = [number for number in chosen for _ in range(weights[known.source[number]])]
+            key = int(known.fingerprint[:16], 16)
+            order = Permutation(len(entries), self.seed, self._epoch, key, 0, Purpose.DOCUMENT_ORDER)
+            drawn = [entries[order(place)] for place in range(len(entries))]
+            lengths = np.diff(known.offsets)[drawn].tolist()
             bins = best_fit_decreasing(lengths, self.context, self._max_pieces)
             shuffle = Permutation(len(bins), self.seed, self._epoch, key, 0, Purpose.BIN_ORDER)
             self._planned = self._epoch, [[drawn[i] for i in bins[shuffle(place)]] for place in range(len(bins))]
         return self._planned[1]
 
     def _next_row(self) -> list[int]:
-        bins = self._plan()
+        bins, known = self._plan(), self.conversations
         row = bins[self._bin]
         for number in row:
-            self.tokens[self._conversations[number].source] += len(self._conversations[number].ids)
+            low, high = known.offsets[number], known.offsets[number + 1]
+            self.tokens[known.source[number]] += int(high - low)
+            self.supervised[known.source[number]] += int(known.loss[low:high].sum())
         self._bin += 1
         if self._bin == len(bins):
             self._epoch, self._bin = self._epoch + 1, 0
         return row
 
     def _batch(self, rows: list[list[int]]) -> PackedBatch:
-        count, context = len(rows), self.context
+        count, context, known = len(rows), self.context, self.conversations
         tokens = np.full((count, context), self._pad, np.uint32)
         loss = np.zeros((count, context), np.bool_)
         starts: list[int] = []
@@ -148,11 +141,11 @@ class ConversationStream:
         for index, row in enumerate(rows):
             place = 0
             for number in row:
-                piece = self._conversations[number]
+                low, high = int(known.offsets[number]), int(known.offsets[number + 1])
                 starts.append(place)
-                tokens[index, place : place + len(piece.ids)] = piece.ids
-                loss[index, place : place + len(piece.ids)] = piece.loss
-                place += len(piece.ids)
+                tokens[index, place : place + high - low] = known.ids[low:high]
+                loss[index, place : place + high - low] = known.loss[low:high]
+                place += high - low
             used.append(place)
             if place < context:
                 starts.append(place)
@@ -175,84 +168,48 @@ class ConversationStream:
             "epoch": self._epoch,
             "bin": self._bin,
             "tokens": list(self.tokens),
+            "supervised": list(self.supervised),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on after the batch at which the state was taken.
 
         Raises:
-            MifyError: the state is of other conversations, another seed, context or batch.
+            MifyError: the state is of other conversations, another seed, context, batch or other stages.
         """
         if (state.get("format"), state.get("version"), state.get("identity")) != (FORMAT, VERSION, self._identity()):
             raise MifyError(
                 "the checkpoint's conversations are others than these", "give the same data, or start a new run"
             )
-        self._epoch, self._bin, self.tokens = state["epoch"], state["bin"], list(state["tokens"])
+        self._epoch, self._bin = state["epoch"], state["bin"]
+        self.tokens, self.supervised = list(state["tokens"]), list(state["supervised"])
 
     def documents_after(self, state: dict[str, Any]) -> list[list[str]]:
-        """For each row of the global batch that follows `state` its conversations: 64 bits of their lines' SHA-256."""
+        """For each row of the global batch that follows `state` its conversations: 64 bits of their SHA-256."""
         other = copy.copy(self)
         other.load_state_dict(state)
         rows = [other._next_row() for _ in range(self.rows_per_step)]
-        return [[self._conversations[number].identity for number in row] for row in rows]
+        return [[self.conversations.identity(number) for number in row] for row in rows]
 
     def ledger(self) -> dict[str, Any]:
-        """Tokens trained by source, epochs, and the conversations left out because they pass the context."""
+        """By source: tokens trained, those with loss, epochs, the stage, and what was left out and why."""
         part = self._bin / len(self._planned[1]) if self._planned and self._planned[0] == self._epoch else 0.0
+        stage = {"stage": self.stage_of(self._epoch) + 1} if self.rules.stages else {}
+        known = self.conversations
         return {
-            name: {"tokens": tokens, "epochs": self._epoch + part, "too_long": too_long}
-            for name, tokens, too_long in zip(self.names, self.tokens, self.too_long, strict=True)
-        }
+            source.name: {
+                "tokens": self.tokens[number], "supervised": self.supervised[number], "epochs": self._epoch + part,
+                **stage, **known.counts[number].to_dict(),
+            }
+            for number, source in enumerate(known.sources)
+        }  # fmt: skip
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "content": self._content,
+            "content": self.conversations.fingerprint,
             "seed": self.seed,
             "context": self.context,
             "rows_per_step": self.rows_per_step,
+            "parts": [source.parts for source in self.conversations.sources],
+            "stages": [*self.rules.stages, self.rules.stage_epochs],
         }
-
-
-def render(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """ChatML ids of a conversation and, for each, whether it carries loss.
-
-    Raises:
-        ValueError: no messages, an unknown role, a content that is no text, nothing said by the assistant.
-        MifyError: the tokenizer lacks the special tokens.
-    """
-    start, end, eot = tokenizer.im_start_id, tokenizer.im_end_id, tokenizer.eot_id
-    if start is None or end is None or eot is None:
-        raise MifyError("the tokenizer lacks <|im_start|>, <|im_end|> or <|endoftext|>", "use one that has them")
-    ids: list[int] = []
-    loss: list[bool] = []
-    for message in messages:
-        role, text = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
-        if not isinstance(text, str):
-            raise ValueError(f"the content of a {role} message is {type(text).__name__}, not text")
-        header, body = [start, *tokenizer.encode(f"{role}\n")], [*tokenizer.encode(text), end]
-        tail = tokenizer.encode("\n")
-        ids += header + body + tail
-        loss += [False] * len(header) + [role == "assistant"] * len(body) + [False] * len(tail)
-    if not any(loss):
-        raise ValueError("the assistant says nothing in it")
-    return [*ids, eot], [*loss, False]
-
-
-def _conversations(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[tuple[list[int], list[bool]], bytes]]:
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise MifyError(f"{path} holds no .jsonl file of conversations", 'give lines of {"messages": [...]}')
-    for file in files:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    yield render(json.loads(line)["messages"], tokenizer), line.strip() + b"\n"
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise MifyError(
-                        f"{file}, line {number}, is no conversation: {error}",
-                        'write {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", …}]}',
-                    ) from None

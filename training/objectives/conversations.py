@@ -1,0 +1,234 @@
+"""What fine-tuning reads: conversations as token ids, those that fit, and which of them an epoch sees.
+
+Nothing is left out silently. A conversation that is longer than the context is dropped, or cut behind the last turn of
+the assistant that fits, or ends the run; a line that is no good conversation is dropped or ends it; all are counted.
+
+Which conversations a stage sees is decided by a hash of what they say, keyed by the seed: the first n in its order. So
+a smaller stage's conversations are among those of a larger one, whatever else is added or taken away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mify.errors import MifyError
+from mify.post.chat import BadConversation, Conversation, check, render
+from mify.post.convert import Tally
+from mify.post.functions import check_functions
+from mify.tokenizer import Tokenizer
+from mify.training.config import ConversationsSection
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of conversations.
+
+    Args:
+        path: a .jsonl file, or a folder of them. weight: how often an epoch sees each: a whole number.
+        parts: of `parts` of all sources together, this one's conversations are so many, exactly; None: all it has.
+    """
+
+    name: str
+    path: Path
+    weight: float = 1.0
+    parts: int | None = None
+
+
+@dataclass
+class Counts:
+    """What became of a source's lines.
+
+    Args:
+        conversations: that can be trained on. too_long: dropped. truncated: cut to fit.
+        supervised_cut: tokens that would have carried loss and were cut off or dropped with their conversation.
+        tally: lines, and those that are no good conversations, by reason.
+    """
+
+    conversations: int = 0
+    too_long: int = 0
+    truncated: int = 0
+    supervised_cut: int = 0
+    tally: Tally = field(default_factory=Tally)
+
+    def to_dict(self) -> dict[str, Any]:
+        counts: dict[str, Any] = {key: value for key, value in vars(self).items() if key != "tally"}
+        return counts | {"rejected": dict(self.tally.reasons)}
+
+    def describe(self, name: str) -> str:
+        """A line for the person who starts the run."""
+        text = f"{name}: {self.conversations:,} conversations"
+        left = {"too long": self.too_long} | {key.replace("_", " "): n for key, n in self.tally.reasons.items()}
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in left.items() if count)
+        text += f"; dropped: {dropped}" if dropped else ""
+        text += f"; cut to the context: {self.truncated:,}" if self.truncated else ""
+        return text + (f" ({self.supervised_cut:,} tokens with loss lost)" if self.supervised_cut else "")
+
+
+class ConversationSet:
+    """Conversations in memory: 5 bytes a token.
+
+    Attributes:
+        ids: (tokens,) uint32, and loss: (tokens,) bool, one conversation behind the other; number i from offsets[i] on.
+        source: (conversations,) number of its source. keys: SHA-256 of what each says.
+        fingerprint: SHA-256 over the tokenizer and all that is kept, in its order.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        tokenizer: Tokenizer,
+        rules: ConversationsSection,
+        *,
+        context: int,
+        skip: Collection[str] = (),
+    ) -> None:
+        """Args: skip: the first 16 digits of keys of conversations that keep their place and carry no loss."""
+        self.sources = list(sources)
+        self.counts = [Counts() for _ in sources]
+        parts: list[tuple[NDArray[np.uint32], NDArray[np.bool_]]] = []
+        numbers: list[int] = []
+        self.keys: list[bytes] = []
+        blanked = {identity[:16] for identity in skip}
+        content = hashlib.sha256(tokenizer.fingerprint.encode())
+        for number, source in enumerate(sources):
+            _check_source(source, sources)
+            for ids, loss, key in _read(source, self.counts[number], tokenizer, rules, context):
+                content.update(key)
+                carries = np.array(loss, np.bool_) & (key.hex()[:16] not in blanked)
+                parts.append((np.array(ids, np.uint32), carries))
+                numbers.append(number)
+                self.keys.append(key)
+        if not parts:
+            raise MifyError("no conversation fits the context", f"raise data.context above {context}")
+        self.ids = np.concatenate([ids for ids, _ in parts])
+        self.loss = np.concatenate([loss for _, loss in parts])
+        self.offsets = np.cumsum([0, *(len(ids) for ids, _ in parts)], dtype=np.int64)
+        self.source = np.array(numbers, np.int64)
+        self.fingerprint = content.hexdigest()
+        self._orders: dict[int, list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def identity(self, number: int) -> str:
+        """64 bits of a conversation's key, in hexadecimal: what `data.skip` takes."""
+        return self.keys[number].hex()[:16]
+
+    def chosen(self, seed: int, size: int | None = None) -> list[int]:
+        """The conversations that a stage sees, ascending.
+
+        Args:
+            size: at most so many; those of a smaller size are among those of a larger one. None: all that there are.
+
+        Raises:
+            MifyError: no conversation is left.
+        """
+        order = self._order(seed)
+        if all(source.parts is None for source in self.sources):
+            picked = order if size is None else order[:size]
+        else:
+            whole = sum(source.parts or 0 for source in self.sources)
+            of_source = [[n for n in order if self.source[n] == index] for index in range(len(self.sources))]
+            times = min(len(found) // (s.parts or 1) for found, s in zip(of_source, self.sources, strict=True))
+            times = times if size is None else min(times, size // whole)
+            picked = [
+                n for found, s in zip(of_source, self.sources, strict=True) for n in found[: times * (s.parts or 0)]
+            ]
+        if not picked:
+            raise MifyError(
+                "the mixture has no conversation: a source has fewer than its parts",
+                "add conversations, lower data.sources.*.parts, or raise data.conversations.stages",
+            )
+        return sorted(picked)
+
+    def _order(self, seed: int) -> list[int]:
+        if seed not in self._orders:
+            salt = seed.to_bytes(8, "little", signed=True)
+            hashes = [hashlib.blake2b(key, digest_size=16, key=salt).digest() for key in self.keys]
+            self._orders = {seed: sorted(range(len(hashes)), key=lambda number: (hashes[number], number))}
+        return self._orders[seed]
+
+
+def fit(loss: Sequence[bool], context: int) -> int:
+    """To what length a conversation is cut: behind the last of the assistant's turns that fits, or, where none does,
+    at the context; 0 where no token with loss would stay."""
+    if len(loss) <= context:
+        return len(loss)
+    ends = (i for i in range(context, 0, -1) if loss[i - 1] and not loss[i])
+    return next(ends, context if any(loss[:context]) else 0)
+
+
+def _check_source(source: Source, sources: Sequence[Source]) -> None:
+    if source.weight < 1 or source.weight != int(source.weight):
+        raise MifyError(
+            f"data.sources.{source.name}.weight = {source.weight} is no whole number",
+            "for sft a weight is how often each conversation is seen in an epoch: 1, 2, …",
+        )
+    if (source.parts is None) != (sources[0].parts is None):
+        raise MifyError("some of data.sources have parts and others have none", "give parts to all of them, or to none")
+    if source.parts is not None and (source.parts < 1 or source.weight != 1):
+        raise MifyError(
+            f"data.sources.{source.name} has parts = {source.parts} and weight = {source.weight}",
+            "parts are whole numbers from 1 on, and go with weight = 1: a weight would change their ratio",
+        )
+
+
+def _read(
+    source: Source, counts: Counts, tokenizer: Tokenizer, rules: ConversationsSection, context: int
+) -> Iterator[tuple[list[int], list[bool], bytes]]:
+    """(ids, loss, key) of a source's conversations, cut to the context where that is asked for."""
+    seen: set[str] = set()
+    for where, line in _lines(source.path):
+        counts.tally.rows += 1
+        try:
+            conversation = Conversation.from_json(line)
+            check(conversation)
+            check_functions(conversation)
+            if conversation.id in seen:
+                raise BadConversation("duplicate_id", f"{conversation.id} is there already")
+        except BadConversation as error:
+            if rules.bad == "stop":
+                raise MifyError(
+                    f"{where}, is no conversation to train on: {error}",
+                    "mend it, let `mify convert` sort such out, or set --data.conversations.bad=drop",
+                ) from None
+            counts.tally.reject(error, where)
+            continue
+        seen |= {conversation.id} if conversation.id else set()
+        ids, loss = render(conversation, tokenizer)
+        length = len(ids)
+        if length > context:
+            if rules.too_long == "stop":
+                raise MifyError(
+                    f"{where}, has {length:,} tokens and the context {context:,}",
+                    "raise data.context, or set --data.conversations.too_long=drop or truncate",
+                )
+            length = fit(loss, context) if rules.too_long == "truncate" else 0
+            counts.supervised_cut += sum(loss[length:])
+            counts.truncated += length > 0
+            counts.too_long += length == 0
+        if length:
+            counts.conversations += 1
+            counts.tally.kept += 1
+            yield ids[:length], loss[:length], conversation.key
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise MifyError(
+            f"{path} holds no .jsonl file of conversations",
+            'give lines of {"messages": [...]}: mify convert makes them',
+        )
+    for file in files:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file}, line {number}", line
