@@ -71,6 +71,6 @@ $(VENV)/.demo: $(VENV)/.torch $(BUILD) requirements/nodeps.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch $(BUILD) requirements/nodeps.txt requirements/nodeps-rivals.txt
-	$(PIP) -e '.[demo,eval,triton,rivals,dev]'
+	$(PIP) -e '.[demo,eval,synth,triton,rivals,dev]'
 	$(PIP) --no-deps -r requirements/nodeps.txt -r requirements/nodeps-rivals.txt
 	touch $(VENV)/.demo $@

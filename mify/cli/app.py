@@ -22,6 +22,7 @@ from mify.cli.import_ import import_
 from mify.cli.plan import plan
 from mify.cli.quantize import quantize
 from mify.cli.serve import serve
+from mify.cli.synth import synth
 from mify.cli.tokenize import tokenize
 from mify.cli.tokenizer import app as tokenizer
 from mify.cli.train import train
@@ -76,6 +77,7 @@ app.command()(curate)
 app.add_typer(tokenizer, name="tokenizer")
 app.command()(tokenize)
 app.command()(convert)
+app.command()(synth)
 app.command(context_settings=OVERRIDES)(train)
 app.command(context_settings=OVERRIDES)(ablate)
 app.command("eval")(evaluate)

@@ -1,35 +1,21 @@
 """Models behind HTTP: any OpenAI-compatible endpoint, and a GGUF file in llama.cpp's own server.
 
-A request that fails for a passing reason (no connection, a time-out, 429, 5xx, an answer that is no answer) is tried
-again with growing pauses; after that it is a counted failure with its reason in the records, never an empty completion.
+What a request that fails comes to stands in `mify.endpoint`.
 """
 
 from __future__ import annotations
 
-import http.client
-import ipaddress
-import json
 import os
 import threading
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mify.endpoint import PAUSES_S, Endpoint, RequestFailedError, chat_text, completion_text
 from mify.errors import MifyError
 from mify.eval.completers import OnCompletion, Prompt, Sampling, cut_at_stop
-
-PAUSES_S = (1.0, 2.0, 4.0, 8.0)
-_HOPELESS = (401, 403, 404, 405)
-
-
-class RequestFailedError(Exception):
-    """One request that could not be answered; the others go on."""
 
 
 class EndpointCompleter:
@@ -58,17 +44,11 @@ class EndpointCompleter:
         suffix: bool = False,
         pauses: Sequence[float] = PAUSES_S,
     ) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise MifyError(f"{url!r} is no address of an endpoint", "give one such as http://127.0.0.1:8000/v1")
+        self._endpoint = Endpoint(url, api_key=api_key, timeout=timeout, pauses=pauses)
         self.name = model
-        self.identity: dict[str, Any] = {"name": model, "kind": "endpoint", "host": parts.netloc}
+        self.identity: dict[str, Any] = {"name": model, "kind": "endpoint", "host": self._endpoint.host}
         self.can_infill, self.can_chat = suffix, True
-        self._url, self._model, self._key = url.rstrip("/"), model, api_key
-        self._parallel, self._timeout, self._pauses = parallel, timeout, tuple(pauses)
-        # A proxy of the environment is for the world, not for this machine.
-        handlers = [urllib.request.ProxyHandler({})] if _is_local(parts.hostname or "") else []
-        self._opener = urllib.request.build_opener(*handlers)
+        self._model, self._parallel = model, parallel
 
     def complete(
         self,
@@ -111,44 +91,17 @@ class EndpointCompleter:
         }
         if prompt.chat:
             body["messages"] = prompt.messages
-            return self._post(f"{self._url}/chat/completions", body, _chat_text)
+            return self._post("/chat/completions", body, chat_text)
         body["prompt"] = prompt.whole
         # OpenAI takes four stop strings at most; the rest are cut here.
         body["stop"] = list(sampling.stop[:4]) or None
         if prompt.suffix is not None:
             body["suffix"] = prompt.suffix
-        return self._post(f"{self._url}/completions", body, _completion_text)
+        return self._post("/completions", body, completion_text)
 
-    def _post(self, url: str, body: dict[str, Any], read: Callable[[Any], str]) -> tuple[str, dict[str, Any]]:
-        problem = ""
-        for pause in (*self._pauses, None):
-            try:
-                answer = self._send(url, body)
-                text = read(answer)
-                usage = answer.get("usage") or {}
-                return text, {"prompt_tokens": usage.get("prompt_tokens"), "new_tokens": usage.get("completion_tokens")}
-            except urllib.error.HTTPError as error:
-                detail = error.read(2000).decode("utf-8", "replace").strip()
-                problem = f"HTTP {error.code}: {detail[:300]}"
-                if error.code in _HOPELESS:
-                    raise MifyError(f"{url} refused: {problem}", "check the address, the key and the model") from None
-                if error.code != 429 and error.code < 500:
-                    break  # this very request is wrong (too long, say): asking again changes nothing
-            except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
-                problem = f"{type(error).__name__}: {error}"
-            except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-                problem = f"an answer that is none ({type(error).__name__}: {error})"
-            if pause is not None:
-                time.sleep(pause)
-        raise RequestFailedError(problem)
-
-    def _send(self, url: str, body: dict[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with self._opener.open(request, timeout=self._timeout) as answer:
-            return json.load(answer)
+    def _post(self, path: str, body: dict[str, Any], read: Callable[[Any], str]) -> tuple[str, dict[str, Any]]:
+        reply = self._endpoint.post(path, body, read)
+        return reply.value, {"prompt_tokens": reply.prompt_tokens, "new_tokens": reply.new_tokens}
 
 
 class LlamaCppCompleter(EndpointCompleter):
@@ -209,7 +162,7 @@ class LlamaCppCompleter(EndpointCompleter):
             body |= {"samplers": ["top_k"], "top_k": 1}
         if prompt.chat:
             body |= {"messages": prompt.messages, "max_tokens": sampling.max_new_tokens}
-            return self._post(f"{self._url}/chat/completions", body, _chat_text)
+            return self._post("/chat/completions", body, chat_text)
         body |= {"n_predict": sampling.max_new_tokens, "stop": list(sampling.stop)}
         if prompt.suffix is None:
             return self._post(f"{self._server.url}/completion", {**body, "prompt": self._laid_out(prompt)}, _content)
@@ -222,25 +175,7 @@ class LlamaCppCompleter(EndpointCompleter):
 
 
 def _content(answer: Any) -> str:
-    return _text(answer["content"])
-
-
-def _chat_text(answer: Any) -> str:
-    return _text(answer["choices"][0]["message"]["content"])
-
-
-def _completion_text(answer: Any) -> str:
-    return _text(answer["choices"][0]["text"])
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"text expected, {type(value).__name__} found")
-    return value
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    text = answer["content"]
+    if not isinstance(text, str):
+        raise TypeError(f"text expected, {type(text).__name__} found")
+    return text

@@ -15,6 +15,8 @@ from mify.eval.completers import Prompt, Sampling
 from mify.eval.endpoint import EndpointCompleter
 from mify.eval.open_model import open_model
 
+pytest.importorskip("openai")
+
 Reply = tuple[int, bytes] | None  # None: hang
 
 
@@ -29,7 +31,7 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.requests.append((self.path, body, dict(self.headers)))
+                outer.requests.append((self.path, body, {name.lower(): value for name, value in self.headers.items()}))
                 answer = reply(self.path, body, len(outer.requests))
                 if answer is None:
                     outer.release.wait(30)
@@ -95,7 +97,7 @@ def test_completions_chat_and_infilling(serve: Callable[..., Server]) -> None:
     assert bodies["nully"]["stop"] == ["1", "2", "3", "4"]
     assert bodies["nully"]["max_tokens"] == 7
     assert bodies['[{"role": "user", "content": "x"}]None']["temperature"] == 0.0
-    assert {headers["Authorization"] for _, _, headers in server.requests} == {"Bearer secret"}
+    assert {headers["authorization"] for _, _, headers in server.requests} == {"Bearer secret"}
     assert not EndpointCompleter(server.url, "m").can_infill
 
 
