@@ -32,7 +32,7 @@ from typing import Any
 # The whole call, and what is kept of it for the summary.
 BUDGET_SECONDS, RESERVE_SECONDS = 570.0, 15.0
 TRIES = 2
-CORRECTNESS = ("tests/kernels", "tests/test_backends.py", "tests/test_decoding.py")
+CORRECTNESS = ("tests/kernels", "tests/test_backends.py", "tests/engine")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "attention/gqa_cpu.hpp"
+#include "attention/gqa_paged_cpu.hpp"
 #include "fused/rows.hpp"
 
 namespace py = pybind11;
@@ -12,6 +13,8 @@ namespace {
 // (pointer, stride) and (pointer, token stride, head stride), strides in elements; a pointer may be 0 where allowed.
 using RowsArg = std::tuple<uintptr_t, ptrdiff_t>;
 using HeadsArg = std::tuple<uintptr_t, ptrdiff_t, ptrdiff_t>;
+// (pointer, page stride, slot stride, head stride).
+using CacheArg = std::tuple<uintptr_t, ptrdiff_t, ptrdiff_t, ptrdiff_t>;
 
 float* floats(uintptr_t at) {
   return reinterpret_cast<float*>(at);
@@ -21,6 +24,9 @@ mify::Rows rows(const RowsArg& arg) {
 }
 mify::Heads heads(const HeadsArg& arg) {
   return {floats(std::get<0>(arg)), std::get<1>(arg), std::get<2>(arg)};
+}
+mify::PagedCache cache(const CacheArg& arg) {
+  return {reinterpret_cast<const void*>(std::get<0>(arg)), std::get<1>(arg), std::get<2>(arg), std::get<3>(arg)};
 }
 
 }  // namespace
@@ -53,6 +59,24 @@ void bind_kernels(py::module_& m) {
         std::tie(problem.query_heads, problem.kv_heads, problem.head_dim) = shape;
         problem.causal = causal, problem.window = window, problem.scale = scale;
         mify::gqa_backward(problem, threads);
+      },
+      release);
+  m.def(
+      "gqa_paged",
+      [](HeadsArg q, HeadsArg out, CacheArg keys, CacheArg values, bool fp8, uintptr_t bounds, uintptr_t lengths,
+         std::tuple<uintptr_t, ptrdiff_t> table, std::tuple<int64_t, int64_t, int64_t, int64_t> counts,
+         std::tuple<int, int, int> shape, uintptr_t key_scale, uintptr_t value_scale, float scale, unsigned threads) {
+        mify::PagedProblem problem{};
+        problem.q = heads(q), problem.out = heads(out);
+        problem.keys = cache(keys), problem.values = cache(values), problem.fp8 = fp8;
+        problem.bounds = reinterpret_cast<const int32_t*>(bounds);
+        problem.lengths = reinterpret_cast<const int32_t*>(lengths);
+        problem.table = reinterpret_cast<const int32_t*>(std::get<0>(table));
+        problem.table_stride = std::get<1>(table);
+        std::tie(problem.sequences, problem.pages, problem.page_size, problem.columns) = counts;
+        std::tie(problem.query_heads, problem.kv_heads, problem.head_dim) = shape;
+        problem.key_scale = floats(key_scale), problem.value_scale = floats(value_scale), problem.scale = scale;
+        mify::gqa_paged(problem, threads);
       },
       release);
   m.def(

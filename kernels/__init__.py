@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mify.kernels.attention.gqa import gqa_attention
     from mify.kernels.attention.gqa_decode import gqa_decode
+    from mify.kernels.attention.gqa_extend import gqa_extend
     from mify.kernels.dispatch import last_impl
     from mify.kernels.loss.ce import cross_entropy
     from mify.kernels.loss.linear_ce import linear_cross_entropy
@@ -25,6 +26,7 @@ __all__ = [
     "cross_entropy",
     "gqa_attention",
     "gqa_decode",
+    "gqa_extend",
     "last_impl",
     "linear_cross_entropy",
     "pack_spans",
@@ -39,6 +41,7 @@ _LAZY = {
     "cross_entropy": "mify.kernels.loss.ce",
     "gqa_attention": "mify.kernels.attention.gqa",
     "gqa_decode": "mify.kernels.attention.gqa_decode",
+    "gqa_extend": "mify.kernels.attention.gqa_extend",
     "last_impl": "mify.kernels.dispatch",
     "linear_cross_entropy": "mify.kernels.loss.linear_ce",
     "pack_spans": "mify.kernels.packing.fim_pack",

@@ -69,6 +69,7 @@ Rule = Callable[[Device, torch.dtype, Shape], Sequence[str]]
 _MODULES = {
     "gqa": "mify.kernels.attention.gqa",
     "gqa_decode": "mify.kernels.attention.gqa_decode",
+    "gqa_extend": "mify.kernels.attention.gqa_extend",
     "norm": "mify.kernels.norm.norm",
     "rope": "mify.kernels.rope.rotary",
     "glu": "mify.kernels.mlp.glu",

@@ -17,7 +17,7 @@ from mify.kernels.gemm.linear import Cache, fp8_linear, fp8_norm_linears, fp8_sw
 from mify.kernels.gemm.scaling import DEFAULT_HISTORY, Delayed, Kind, compile_refuses, ready, set_scales
 
 if TYPE_CHECKING:
-    from mify.decoding import KVCache
+    from mify.engine.cache import PagedCache
 
 
 class RMSNorm(nn.Module):
@@ -184,7 +184,7 @@ class Attention(nn.Module):
         sin: Tensor,
         cu_seqlens: Tensor,
         max_seqlen: int,
-        cache: KVCache | None,
+        cache: PagedCache | None,
     ) -> Tensor:
         """q (T, Hq · D), k and v (T, Hkv · D); cos and sin (T, head_dim/2) → (T, d)."""
         tokens = qkv[0].shape[0]
@@ -245,7 +245,7 @@ class Block(nn.Module):
         sin: Tensor,
         cu_seqlens: Tensor,
         max_seqlen: int,
-        cache: KVCache | None,
+        cache: PagedCache | None,
     ) -> tuple[Tensor, Tensor]:
         """branch (None in the first layer) and stream (T, d) → the MLP's branch and the stream, (T, d) each."""
         qkv, stream = norm_linears(self.input_layernorm, branch, stream, self.self_attn.projections())
@@ -264,7 +264,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, impl)
 
     def forward(
-        self, tokens: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int, cache: KVCache | None
+        self, tokens: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int, cache: PagedCache | None
     ) -> Tensor:
         """tokens (T,) → (T, d)."""
         branch: Tensor | None = None

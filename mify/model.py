@@ -17,7 +17,7 @@ from mify.layers import Decoder
 
 if TYPE_CHECKING:
     from mify.data.batch import PackedBatch
-    from mify.decoding import KVCache
+    from mify.engine.cache import PagedCache
     from mify.tokenizer import Tokenizer
 
 
@@ -65,14 +65,14 @@ class Model(nn.Module):
         positions: Tensor,
         cu_seqlens: Tensor,
         max_seqlen: int,
-        cache: KVCache | None = None,
+        cache: PagedCache | None = None,
     ) -> Tensor:
         """The final hidden states (T, d) of packed documents.
 
         Args:
             tokens: (T,) int64 ids. positions: (T,) int64, from 0 in each document.
             cu_seqlens: (M,) int32 bounds of the documents, padded by repeats of T. max_seqlen: the longest allowed.
-            cache: keys and values of earlier tokens, see `mify.decoding`; None in training.
+            cache: keys and values of earlier tokens, see `mify.engine.cache`; None in training.
         """
         cos, sin = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         hidden: Tensor = self.model(tokens, cos, sin, cu_seqlens, max_seqlen, cache)
@@ -99,16 +99,16 @@ class Model(nn.Module):
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> str:
         """The continuation of `prompt` as text, without the prompt; ends at end-of-text or before a stop string."""
-        from mify.generate import generate_text
+        from mify.engine import SamplingParams
+        from mify.generate import request_seed, stream_text
 
-        return generate_text(
-            self, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-            seed=seed, stop=stop,
-        )  # fmt: skip
+        params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, request_seed(seed, 0), stop)
+        return "".join(stream_text(self, prompt, params))
 
     def infill(
         self,
@@ -119,6 +119,7 @@ class Model(nn.Module):
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> str:
@@ -132,7 +133,7 @@ class Model(nn.Module):
         room = self.config.context - max_new_tokens
         prompt = crop_infill(tokenizer.encode_fim(prefix, suffix), tokenizer.fim_suffix_id, room)
         return self.generate(
-            prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+            prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
             seed=seed, stop=stop,
         )  # fmt: skip
 

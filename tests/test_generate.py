@@ -146,8 +146,8 @@ def test_cropping_keeps_what_is_near_the_gap() -> None:
 @pytest.mark.parametrize(
     ("prompts", "options", "words"),
     [
-        ([[]], {}, "prompt 0 is empty"),
-        ([[1], [199]], {}, "prompt 1 contains a token outside 0 to 198"),
+        ([[]], {}, "request 0: the prompt is empty"),
+        ([[1], [199]], {}, "request 1: the prompt contains a token outside 0 to 198"),
         ([[-1]], {}, "outside"),
         ([[1] * 64], {}, "the context of mify-tiny is 64"),
         ([[1]], {"temperature": -1}, "temperature"),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mify.kernels import checks, dispatch, launch
 
-from . import gqa_decode_ref, gqa_decode_sdpa
+from . import gqa_decode_ref, gqa_paged_cpu
 
 # Keys that a split takes at least, and splits of a sequence at most: those of csrc/attention/gqa_decode_kernel.cuh.
 SPLIT_UNIT, MAX_SPLITS = 64, 128
@@ -79,7 +79,7 @@ dispatch.register(
     "gqa_decode",
     dispatch.Backend("cuda", _cuda_refuses),
     dispatch.Backend("triton", _triton_refuses),
-    dispatch.Backend("sdpa", gqa_decode_sdpa.refuses),
+    dispatch.Backend("cpu", gqa_paged_cpu.refuses),
     dispatch.Backend("ref", lambda *_: ""),
 )
 
@@ -97,7 +97,7 @@ def _op(
     num_splits: int,
     impl: str,
 ) -> Tensor:
-    shape = _shape(q, k_cache, page_table) | {"scaled": int(k_scale is not None or v_scale is not None)}
+    shape = _shape(q, k_cache, page_table)
     backend = dispatch.resolve("gqa_decode", impl, q, shape)
     if not q.numel() or not _capacity(k_cache, page_table):
         backend = "ref"  # there is nothing to launch a kernel for
@@ -111,8 +111,10 @@ def _op(
 
         with launch.on(q):
             return gqa_decode_triton.forward(*arguments, num_splits)
-    if backend == "sdpa":
-        return gqa_decode_sdpa.forward(q, k_cache, v_cache, lengths, scale)
+    if backend == "cpu":
+        return gqa_paged_cpu.forward(q, k_cache, v_cache, None, lengths, page_table, k_scale, v_scale, scale)
+    if q.device.type == "cpu":
+        check_values(k_cache, lengths, page_table)
     return gqa_decode_ref.forward(*arguments)
 
 
@@ -176,15 +178,9 @@ def gqa_decode(
     checks.floating("q", q)
     if q.shape[2] == 0:
         raise ValueError(f"q has shape {tuple(q.shape)}; the head dimension must be positive")
-    _check_cache(q, k_cache, v_cache)
+    check_cache(q, k_cache, v_cache)
     _check_lengths(q, k_cache, lengths, page_table)
-    for name, x in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if x is None:
-            continue
-        checks.tensor(name, x, dims=1)
-        checks.same(name, x, "q", q, dtype=False)
-        if x.dtype != torch.float32 or x.shape[0] != k_cache.shape[2]:
-            raise ValueError(f"{name} is {x.dtype} of shape {tuple(x.shape)}; it must be float32 ({k_cache.shape[2]},)")
+    check_scales(q, k_cache, k_scale, v_scale)
     checks.whole_number("num_splits", num_splits)
     if not 0 <= num_splits <= MAX_SPLITS:
         raise ValueError(f"num_splits is {num_splits}; it must be 0 (chosen) to {MAX_SPLITS}")
@@ -195,7 +191,19 @@ def gqa_decode(
     return out
 
 
-def _check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+def check_scales(q: Tensor, k_cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
+    """Raises unless the scales are None or one fp32 number a key/value head."""
+    for name, x in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if x is None:
+            continue
+        checks.tensor(name, x, dims=1)
+        checks.same(name, x, "q", q, dtype=False)
+        if x.dtype != torch.float32 or x.shape[0] != k_cache.shape[2]:
+            raise ValueError(f"{name} is {x.dtype} of shape {tuple(x.shape)}; it must be float32 ({k_cache.shape[2]},)")
+
+
+def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+    """Raises unless the caches are four-dimensional, alike, and go with q."""
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
         checks.tensor(name, x, dims=4)
         checks.same(name, x, "q", q, dtype=False)
@@ -235,11 +243,14 @@ def _check_lengths(q: Tensor, k_cache: Tensor, lengths: Tensor, page_table: Tens
             raise ValueError(f"page_table has {page_table.shape[0]} rows; q has {batch} sequences")
         if batch and not (k_cache.shape[0] and k_cache.shape[1]):
             raise ValueError(f"k_cache has shape {tuple(k_cache.shape)}; a pool holds at least one page of one key")
-    if q.device.type != "cpu" or batch == 0 or torch.compiler.is_compiling():
-        return
-    counts, capacity = lengths.tolist(), _capacity(k_cache, page_table)
-    if min(counts) < 0 or max(counts) > capacity:
-        raise ValueError(f"lengths goes from {min(counts)} to {max(counts)}; it must be 0 to {capacity}")
+
+
+def check_values(k_cache: Tensor, lengths: Tensor, page_table: Tensor | None) -> None:
+    """What the C++ kernel checks itself, for the others on a CPU: raises for a length or a page that cannot be."""
+    capacity = _capacity(k_cache, page_table)
+    for index, length in enumerate(lengths.tolist()):
+        if not 0 <= length <= capacity:
+            raise ValueError(f"lengths[{index}] is {length}; it must be 0 to {capacity}")
     if page_table is not None and page_table.shape[1] > 0:
         used = torch.arange(page_table.shape[1])[None, :] * k_cache.shape[1] < lengths[:, None]
         pages = page_table[used]

@@ -40,6 +40,23 @@ def gqa_backward(
     threads: int,
     /,
 ) -> None: ...
+def gqa_paged(
+    q: Heads,
+    out: Heads,
+    keys: tuple[int, int, int, int],
+    values: tuple[int, int, int, int],
+    fp8: bool,
+    bounds: int,
+    lengths: int,
+    table: tuple[int, int],
+    counts: tuple[int, int, int, int],
+    shape: tuple[int, int, int],
+    key_scale: int,
+    value_scale: int,
+    scale: float,
+    threads: int,
+    /,
+) -> None: ...
 def norm_forward(
     x: Rows,
     residual: Rows,

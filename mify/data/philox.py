@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+import numpy as np
+from numpy.typing import NDArray
+
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _U32 = 0xFFFFFFFF
@@ -24,6 +27,8 @@ class Purpose(IntEnum):
     """Words (0, 1) and (2, 3): the two cuts, 64 bits each."""
     DOCUMENT_ORDER = 3
     BIN_ORDER = 4
+    SAMPLING = 5
+    """Words (0, 1): which token generation draws; the fragment is its position."""
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -44,6 +49,21 @@ def draw(seed: int, epoch: int, document: int, fragment: int, purpose: Purpose) 
     """
     counter = (document & _U32, document >> 32, fragment, epoch << 8 | purpose)
     return philox(counter, (seed & _U32, seed >> 32))
+
+
+def philox_block(seed: int, first: int, count: int, purpose: Purpose) -> NDArray[np.uint32]:
+    """(4, count) words: `draw(seed, 0, 0, fragment, purpose)` of the fragments from `first` on."""
+    mask, shift = np.uint64(_U32), np.uint64(32)
+    zeros = np.zeros(count, np.uint64)
+    c0, c1, c2 = zeros, zeros, np.arange(first, first + count, dtype=np.uint64)
+    c3 = np.full(count, int(purpose), np.uint64)
+    k0, k1 = seed & _U32, seed >> 32
+    for _ in range(10):
+        low0, low1 = c0 * np.uint64(_M0), c2 * np.uint64(_M1)
+        c0, c1 = (low1 >> shift) ^ c1 ^ np.uint64(k0), low1 & mask
+        c2, c3 = (low0 >> shift) ^ c3 ^ np.uint64(k1), low0 & mask
+        k0, k1 = (k0 + _W0) & _U32, (k1 + _W1) & _U32
+    return np.stack([c0, c1, c2, c3]).astype(np.uint32)
 
 
 def threshold(rate: float) -> int:

@@ -100,7 +100,7 @@ class EndpointSpeaker:
 
 
 class ModelSpeaker:
-    """A model of mify's, its answer in one piece."""
+    """A model of mify's, in its own engine."""
 
     name = "mify"
 
@@ -117,14 +117,12 @@ class ModelSpeaker:
     def answer(
         self, messages: Sequence[Message], *, max_new_tokens: int, temperature: float, seed: int
     ) -> Iterator[str]:
-        from mify.generate import generate
+        from mify.engine import SamplingParams
+        from mify.generate import stream_text
 
-        tokenizer = self._model.require_tokenizer()
-        ids = chat_ids(tokenizer, self._template, messages)
-        new = generate(
-            self._model, [ids], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-        )[0]  # fmt: skip
-        yield tokenizer.decode(new, skip_special=True)
+        ids = chat_ids(self._model.require_tokenizer(), self._template, messages)
+        params = SamplingParams(max_new_tokens, temperature, seed=seed)
+        yield from stream_text(self._model, ids, params, skip_special=True)
 
 
 @contextmanager
