@@ -9,6 +9,7 @@ void bind_fim_pack(py::module_& m);
 void bind_kernels(py::module_& m);
 void bind_minhash(py::module_& m);
 void bind_packing(py::module_& m);
+void bind_quantize(py::module_& m);
 void bind_runs(py::module_& m);
 
 PYBIND11_MODULE(_core, m) {
@@ -33,4 +34,6 @@ PYBIND11_MODULE(_core, m) {
   bind_runs(minhash);
   py::module_ packing = m.def_submodule("packing", "Counter-based RNG, FIM plans, packing plans and the gather pass.");
   bind_packing(packing);
+  py::module_ quantization = m.def_submodule("quantization", "Weights to 8 bits.");
+  bind_quantize(quantization);
 }

@@ -102,11 +102,14 @@ class Scheme:
         """The tensors of `entries` for a weight (out, in). Raises `MifyError` with `name` where it is not finite.
 
         Rows, or blocks of them, have scales of their own: some are encoded at a time, so that what lies between the
-        passes over them stays in the cache (325 → 95 ms for 6912 x 2560 on a core).
+        passes over them stays in the cache (325 → 95 ms for 6912 x 2560 on a core). FP8 by rows has one pass in C++ with
+        the same bits (230 → 15 ms).
 
         Args:
             gram: (in, in) xᵀx of calibration inputs: rounds with error feedback (`mify.quantization.feedback`).
         """
+        if self._in_one_pass(weight) and gram is None:
+            return self._fp8_rows(weight, name)
         stored = {suffix: torch.empty(entry.shape, dtype=entry.dtype) for suffix, entry in self.entries(
             (weight.shape[0], weight.shape[1])).items()}  # fmt: skip
         feedback = feedback_factor(gram) if gram is not None else None
@@ -125,10 +128,7 @@ class Scheme:
         """`encode` of some rows, without their shape."""
         values = weight.float()
         if not bool(values.abs().amax().isfinite()):  # NaN and infinity reach the maximum
-            bad = int((~values.isfinite()).sum())
-            raise MifyError(
-                f"{name} holds {bad} values that are NaN or infinite", "quantize an earlier checkpoint of the run"
-            )
+            raise _not_finite(weight, name)
         scale = self._scale(values)
         # The rounded scale is the one engines multiply by, so it is the one to divide by.
         spread = self._spread(scale.float(), values.shape)
@@ -142,6 +142,26 @@ class Scheme:
         if not self.layout.packed:
             return {"weight": levels, "weight_scale": scale}
         return {"weight_packed": pack(levels, self.layout.bits), "weight_scale": scale}
+
+    def _in_one_pass(self, weight: Tensor) -> bool:
+        """Whether `_fp8_rows` encodes this weight."""
+        kind = self.kind == "fp8" and self.scale_dtype == torch.bfloat16
+        return kind and weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float32)
+
+    def _fp8_rows(self, weight: Tensor, name: str) -> dict[str, Tensor]:
+        """`_encode_rows` of the kind fp8, by csrc/quantize/fp8_rows.hpp."""
+        from mify._core import quantization
+
+        weight = weight.contiguous()
+        codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
+        scale = torch.empty((weight.shape[0], 1), dtype=torch.bfloat16)
+        finite = quantization.fp8_rows(
+            weight.data_ptr(), weight.dtype == torch.bfloat16, *weight.shape, codes.data_ptr(), scale.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        if not finite:
+            raise _not_finite(weight, name)
+        return {"weight": codes, "weight_scale": scale}
 
     def _nearest(self, scaled: Tensor) -> Tensor:
         """The nearest value that can be stored, fp32."""
@@ -243,7 +263,8 @@ class Scheme:
             amax = padded.view(padded.shape[0] // BLOCK, BLOCK, -1, BLOCK).amax((1, 3))
         else:
             amax = values.abs().amax(dim=1, keepdim=True)
-        return torch.where(amax > 0, amax / limit, 1.0).to(self.scale_dtype)
+        scale = (amax / limit).to(self.scale_dtype)
+        return torch.where(scale > 0, scale, 1.0)  # 0 too where amax is so small that its scale is none of the dtype
 
     def _spread(self, scale: Tensor, shape: torch.Size) -> Tensor:
         """The scale of every value, as what broadcasts over `shape`."""
@@ -253,6 +274,11 @@ class Scheme:
             return scale.repeat_interleave(self.group_size, 1)
         rows = scale.repeat_interleave(BLOCK, 0)[: shape[0]]
         return rows.repeat_interleave(BLOCK, 1)[:, : shape[1]]
+
+
+def _not_finite(weight: Tensor, name: str) -> MifyError:
+    bad = int((~weight.isfinite()).sum())
+    return MifyError(f"{name} holds {bad} values that are NaN or infinite", "quantize an earlier checkpoint of the run")
 
 
 def _round_rows(x: Tensor, is_float: bool) -> Tensor:

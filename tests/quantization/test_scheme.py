@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -102,6 +105,31 @@ def test_weights_that_are_not_finite_are_refused_by_name(kind: str, bad: float) 
     x[3, 4] = bad
     with pytest.raises(MifyError, match=r"layers\.0 holds 1 values that are NaN or infinite"):
         scheme(kind).encode(x, "layers.0")
+
+
+ONE_PASS = """
+import torch
+from mify.quantization.scheme import Scheme
+
+ours = Scheme("fp8")
+patterns = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+tops = [3.3e38, 448.0, 1.0, 0.02, 2.0**-120, 1e-39, 1e-40, 0.0]  # down to where a scale is no bf16
+rows = [torch.where(patterns.abs() <= top, patterns, 0.0).to(torch.bfloat16) for top in tops]
+odd = torch.randn(3, 77, generator=torch.Generator().manual_seed(0))
+for x in (torch.stack(rows), torch.stack(rows).float() * 0.7, odd, odd.bfloat16(), odd.t()):
+    once = ours.encode(x)
+    parts = ours._encode_rows(x, "a weight", None)
+    for name in parts:
+        assert torch.equal(once[name].float(), parts[name].float()), (name, x.dtype)
+        assert torch.equal(once[name].float().signbit(), parts[name].float().signbit())
+"""
+
+
+@pytest.mark.parametrize("off", ["", "avx2"])
+def test_one_pass_over_fp8_rows_gives_the_bits_of_plain_torch(off: str) -> None:
+    """Every bf16 value there is, under scales of every size, on every path of the CPU."""
+    environment = {**os.environ, "MIFY_CPU_DISABLE": off}
+    subprocess.run([sys.executable, "-c", ONE_PASS], check=True, env=environment)
 
 
 def test_fp8_scales_bring_the_largest_value_to_448() -> None:
