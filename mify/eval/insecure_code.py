@@ -101,7 +101,7 @@ def analysers() -> list[str]:
     if find_spec("bandit") is not None:
         found.append(f"bandit {_version('bandit')}")
     if _semgrep() is not None and _rules_folder() is not None:
-        found.append("semgrep")
+        found.append(f"semgrep {_semgrep_version()}")
     if not found:
         raise MifyError(
             "no static analyser is installed", "pip install 'mify[eval]' and pip install --no-deps codeshield"
@@ -230,6 +230,15 @@ def _rules_folder() -> Path | None:
 def _semgrep() -> str | None:
     beside = Path(sys.executable).with_name("semgrep")
     return str(beside) if beside.exists() else shutil.which("semgrep")
+
+
+@functools.cache
+def _semgrep_version() -> str:
+    """It is a command, often of another environment than ours, so it is asked itself."""
+    command = _semgrep()
+    assert command is not None
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S)
+    return done.stdout.strip() or "?"
 
 
 def _version(package: str) -> str:

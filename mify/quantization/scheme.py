@@ -102,8 +102,8 @@ class Scheme:
         """The tensors of `entries` for a weight (out, in). Raises `MifyError` with `name` where it is not finite.
 
         Rows, or blocks of them, have scales of their own: some are encoded at a time, so that what lies between the
-        passes over them stays in the cache (325 → 95 ms for 6912 x 2560 on a core). FP8 by rows has one pass in C++ with
-        the same bits (230 → 15 ms).
+        passes over them stays in the cache (325 → 95 ms for 6912 x 2560 on a core). FP8 by rows has one pass in C++
+        with the same bits (230 → 15 ms).
 
         Args:
             gram: (in, in) xᵀx of calibration inputs: rounds with error feedback (`mify.quantization.feedback`).
@@ -153,11 +153,12 @@ class Scheme:
         from mify._core import quantization
 
         weight = weight.contiguous()
+        rows, columns = weight.shape
         codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
-        scale = torch.empty((weight.shape[0], 1), dtype=torch.bfloat16)
+        scale = torch.empty((rows, 1), dtype=torch.bfloat16)
         finite = quantization.fp8_rows(
-            weight.data_ptr(), weight.dtype == torch.bfloat16, *weight.shape, codes.data_ptr(), scale.data_ptr(),
-            torch.get_num_threads(),
+            weight.data_ptr(), weight.dtype == torch.bfloat16, rows, columns, codes.data_ptr(),
+            scale.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         if not finite:
             raise _not_finite(weight, name)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -135,6 +138,32 @@ def test_insecure_code_of_the_benchmark_is_found(eval_data: Path) -> None:
         for row, findings in zip(by_regex, found, strict=True)
     )
     assert same / len(by_regex) > 0.85
+
+
+@pytest.mark.slow
+def test_semgrep_finds_what_it_found_for_the_benchmark(
+    eval_data: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make rivals` makes an environment with semgrep; one on the PATH does, too."""
+    monkeypatch.setenv("PATH", f"{checkout / '.rivals' / 'semgrep' / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    if shutil.which("semgrep") is None:
+        pytest.skip("no semgrep: make rivals")
+    pytest.importorskip("yaml")
+    assert any(re.fullmatch(r"semgrep \d+\.\d+\.\d+", name) for name in analysers())
+    plain = [*INSECURE.items(), *SECURE.items(), ("python", "def broken(:\n")]
+    rows = read_rows(eval_data / "cyberseceval" / "instruct.json.gz", ("language", "origin_code"))
+    by_semgrep = [row for row in rows if row["analyzer"] == "semgrep"][::8]
+    found = [
+        [finding for finding in findings if finding.analyser == "semgrep"]
+        for findings in analyse([*plain, *((row["language"], row["origin_code"]) for row in by_semgrep)])
+    ]
+    assert any(finding.cwe == "CWE-78" and finding.line == 4 for finding in found[0])
+    assert found[2:5] == [[], [], []]
+    same = sum(
+        any(finding.cwe == row["cwe_identifier"] for finding in findings)
+        for row, findings in zip(by_semgrep, found[len(plain) :], strict=True)
+    )
+    assert same / len(by_semgrep) > 0.8
 
 
 def test_insecure_code_as_a_task(tmp_path: Path, eval_data: Path) -> None:
