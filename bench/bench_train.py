@@ -21,6 +21,7 @@ from unittest import mock
 from mify.bench import train_rivals as rivals
 from mify.bench.rows import Row
 from mify.bench.suite import Options
+from mify.bench.train_sft import sft_step
 from mify.errors import MifyError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 CASES = {
     "tiny-step": "mify-tiny on CPU threads: tokens/s of whole training steps, against transformers' Trainer",
+    "sft-step": "fine-tuning steps, one in five tokens with loss, 65,536 ids: tokens/s against TRL's SFTTrainer",
     "tiny-overhead": "what of a step is neither model nor optimizer, and what of it waits for data",
     "tiny-checkpoint": "the stall of a checkpoint of mify-tiny, as a share of a minute",
     "async-checkpoint": "how long an asynchronous save holds the loop, by the gigabyte",
@@ -383,6 +385,7 @@ def _large(bench: Bench, case: str) -> None:
 
 _CASES: dict[str, Callable[[Bench, str], None]] = {
     "tiny-step": _tiny_step,
+    "sft-step": sft_step,
     "tiny-overhead": _overhead,
     "tiny-checkpoint": _tiny_checkpoint,
     "async-checkpoint": _async_checkpoint,

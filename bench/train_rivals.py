@@ -1,15 +1,18 @@
-"""transformers' Trainer on the same packed inputs: the rival of `mify bench train`."""
+"""Rivals of `mify bench train`: transformers' Trainer on the same packed inputs, TRL's SFTTrainer on the same texts."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib import util
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mify.data.batch import PackedBatch
     from mify.model import Model
 
@@ -103,3 +106,88 @@ def trainer_step_seconds(model: Model, batches: list[PackedBatch]) -> tuple[list
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return [after - before for before, after in pairwise(ends)], losses
+
+
+@dataclass(frozen=True)
+class TrlSteps:
+    """What TRL did: tokens a second of CPU time in each step but the first, its first batch, and the loss of that."""
+
+    tokens_per_second: list[float]
+    first_batch: dict[str, Tensor]
+    first_loss: float
+
+
+def trl_steps(
+    model: Model, conversations: list[tuple[list[int], list[bool]]], *, rows: int, context: int, steps: int
+) -> TrlSteps:
+    """Trains with TRL's `SFTTrainer`, which packs by itself (best-fit, its default).
+
+    Args:
+        conversations: ids and, for each, whether it carries loss.
+    """
+    import datasets
+    from tokenizers import Tokenizer as Plain
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    ends: list[float] = []
+    counts: list[int] = []
+    losses: list[float] = []
+    batches: list[dict[str, Any]] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            ends.append(time.process_time())
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs:
+                losses.append(float(logs["loss"]))
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    labels = [
+        [token if own else -100 for token, own in zip(ids, loss, strict=True)] for ids, loss in conversations
+    ]  # fmt: skip
+    data = datasets.Dataset.from_dict({"input_ids": [ids for ids, _ in conversations], "labels": labels})
+    # Ids are given, so of a tokenizer only the padding is used.
+    named = PreTrainedTokenizerFast(tokenizer_object=Plain(WordLevel({"x": 0}, "x")), pad_token="x", eos_token="x")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            output_dir=folder,
+            per_device_train_batch_size=rows,
+            max_steps=steps,
+            max_length=context,
+            packing=True,
+            gradient_checkpointing=False,
+            learning_rate=1e-3,
+            adam_beta2=0.95,
+            weight_decay=0.1,
+            max_grad_norm=1.0,
+            lr_scheduler_type="constant",
+            optim="adamw_torch_fused",
+            bf16=False,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            dataloader_num_workers=0,
+            seed=0,
+        )
+        trainer = SFTTrainer(
+            model=llama(model), args=arguments, train_dataset=data, processing_class=named, callbacks=[Clock()]
+        )
+        trainer.remove_callback(PrinterCallback)
+        collate = trainer.data_collator
+
+        def counted(examples: Any) -> Any:
+            batch = collate(examples)
+            counts.append(int(sum(sum(example["seq_lengths"]) for example in examples)))
+            if not batches:
+                batches.append({key: value.clone() for key, value in batch.items() if hasattr(value, "clone")})
+            return batch
+
+        trainer.data_collator = counted
+        trainer.train()
+    speeds = [count / (after - before) for count, (before, after) in zip(counts[1:], pairwise(ends), strict=False)]
+    return TrlSteps(speeds, batches[0], losses[0])

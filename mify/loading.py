@@ -18,6 +18,8 @@ from mify.export.gguf import GgufWeights
 from mify.export.hf import HfWeights
 from mify.export.weights import Weights, tensor_shapes, to_model
 from mify.files import read_json, sha256_file
+from mify.lora import CONFIG as ADAPTER_CONFIG
+from mify.lora import AdaptedWeights, Adapter, LoraConfig, merge
 from mify.model import Model
 from mify.tokenizer import Tokenizer
 
@@ -31,8 +33,8 @@ def load(
     """The model at `path`, in evaluation mode, with its `tokenizer`.
 
     Args:
-        path: a Hugging Face folder, a GGUF file, a run folder of the trainer (its newest whole checkpoint), or one
-            checkpoint (`step-…`).
+        path: a Hugging Face folder, a GGUF file, a run folder of the trainer (its newest whole checkpoint), one
+            checkpoint (`step-…`), or an adapter in `peft`'s format whose base is here. Adapters are merged.
         dtype: of the weights in memory. device: where they go.
 
     Raises:
@@ -53,6 +55,8 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
         return CheckpointWeights(path)
     if (path / "checkpoints").is_dir() or (path / "latest").exists():
         return _newest_checkpoint(path)
+    if (path / ADAPTER_CONFIG).exists():
+        return _adapted(path)
     if (path / "config.json").exists():
         return HfWeights(path)
     inside = sorted(item.name for item in path.glob("*.gguf"))
@@ -87,6 +91,8 @@ class CheckpointWeights(Weights):
                 f"{self.folder / 'dcp'} has no readable metadata ({error})", "use another checkpoint of the run"
             ) from None
         self._dtypes: dict[str, torch.dtype] = {}
+        self._shapes = {k: tuple(e.size) for k, e in stored.items() if isinstance(e, TensorStorageMetadata)}
+        self.lora = LoraConfig.from_dict(read_json(self.folder / "lora.json")) if self._has("lora.json") else None
         for name, shape in tensor_shapes(self.config).items():
             entry = stored.get(f"model.{name}")
             if not isinstance(entry, TensorStorageMetadata) or tuple(entry.size) != shape:
@@ -97,12 +103,36 @@ class CheckpointWeights(Weights):
                 )
             self._dtypes[name] = entry.properties.dtype
 
+    def _has(self, file: str) -> bool:
+        return (self.folder / file).is_file()
+
     def tensor(self, name: str) -> Tensor:
+        """With the correction of an adapter in it, where one was trained."""
+        weight = self._read(name)
+        correction = self._correction(name.removesuffix(".weight"))
+        return weight if correction is None else merge(weight, *correction)
+
+    def adapter(self) -> Adapter:
+        """The adapter that was trained. Raises MifyError where the run trained all weights."""
+        if self.lora is None:
+            raise MifyError(
+                f"{self.source} is of a run that trained all weights", "export it as hf; lora.rank makes one"
+            )
+        names = (name.removesuffix(".weight") for name in tensor_shapes(self.config))
+        layers = {name: found for name in names if (found := self._correction(name)) is not None}
+        return Adapter(self.lora, str(read_json(self.folder / "config.json")["init"]["weights"] or ""), layers)
+
+    def _correction(self, layer: str) -> tuple[Tensor, Tensor, float] | None:
+        if self.lora is None or f"model.{layer}.lora_A" not in self._shapes:
+            return None
+        return self._read(f"{layer}.lora_A"), self._read(f"{layer}.lora_B"), self.lora.scale
+
+    def _read(self, name: str) -> Tensor:
         from torch.distributed.checkpoint.filesystem import FileSystemReader
         from torch.distributed.checkpoint.state_dict_loader import load as load_dcp
 
-        shape = tensor_shapes(self.config)[name]
-        wanted = {f"model.{name}": torch.empty(shape, dtype=self._dtypes[name])}
+        dtype = self._dtypes.get(name, torch.float32)
+        wanted = {f"model.{name}": torch.empty(self._shapes[f"model.{name}"], dtype=dtype)}
         with warnings.catch_warnings():
             # It says that it loads in a single process, which is what is asked for.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -121,6 +151,17 @@ def _open_file(path: Path) -> Weights:
     if path.suffix == ".safetensors":
         raise MifyError(f"{path} is one file of a Hugging Face folder", f"give the folder: {path.parent}")
     raise MifyError(f"{path} is no GGUF file", "give a Hugging Face folder, a GGUF file, a run or a checkpoint")
+
+
+def _adapted(path: Path) -> Weights:
+    """The base that an adapter names, with the adapter in it."""
+    adapter = Adapter.load(path)
+    if not adapter.base or not Path(adapter.base).exists():
+        raise MifyError(
+            f"the adapter {path} is of {adapter.base or 'a base that it does not name'}, which is not here",
+            f"put the base model's path into base_model_name_or_path of {path / ADAPTER_CONFIG}",
+        )
+    return AdaptedWeights(open_weights(adapter.base), adapter, str(path))
 
 
 def _newest_checkpoint(run: Path) -> Weights:

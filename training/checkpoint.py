@@ -6,6 +6,7 @@ A checkpoint is a folder `step-00000100`:
     state.json      step, stream position, ledger, stability history: what is not a tensor
     model.json      the ModelConfig             } so that `mify.load` needs
     tokenizer.json  where the run has one       } nothing but this folder
+    lora.json       the adapter's shape, where one is trained: `model.<layer>.lora_A`, `lora_B`
     config.json     the resolved training configuration
     manifest.json   size and SHA-256 of every other file: `format` "mify-checkpoint", `version` 1
 

@@ -108,6 +108,18 @@ class OptimizerSection:
 
 
 @dataclass(frozen=True)
+class LoraSection:
+    """Low-rank corrections in place of full fine-tuning; see `mify.lora`. Everything else is frozen."""
+
+    rank: int | None = None  # None: all weights are trained
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    rank_stabilized: bool = False  # scale alpha / sqrt(rank) in place of alpha / rank
+    adapter: str | None = None  # start from this adapter, in peft's format, of the same shape
+
+
+@dataclass(frozen=True)
 class ScheduleSection:
     """Learning rate over steps: linear warm-up, then `cosine` to the floor, or `wsd`: stable, then decay.
 
@@ -205,6 +217,7 @@ class TrainConfig:
     model: ModelSection = field(default_factory=ModelSection)
     init: InitSection = field(default_factory=InitSection)
     data: DataSection = field(default_factory=DataSection)
+    lora: LoraSection = field(default_factory=LoraSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
@@ -369,6 +382,10 @@ def _check(config: TrainConfig) -> None:
                 "delayed scaling does not allow",
                 "use --fp8.recipe=block or current, --fp8.backend=torch, or no activation checkpointing",
             )
+    if config.lora.rank is not None and parallel.fp8:
+        raise MifyError("lora does not go with fp8: its layers are plain", "use --parallel.precision=bf16 or fp32")
+    if config.lora.adapter is not None and config.lora.rank is None:
+        raise MifyError("lora.adapter is set and lora.rank is not", "set --lora.rank to the adapter's")
     if config.init.weights and config.init.state:
         raise MifyError("init.weights and init.state are both set", 'set one of them to "none"')
     if "/" in config.name or not config.name.strip(". "):

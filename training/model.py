@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from mify.tokenizer import Tokenizer
 
 from .config import TrainConfig
 from .parallel import World, shards
+
+if TYPE_CHECKING:
+    from mify.lora import LoraConfig
 
 
 def model_shape(config: TrainConfig, tokenizer: Tokenizer | None = None) -> ModelConfig:
@@ -61,6 +65,12 @@ def make_model(
     shape = model_shape(config, tokenizer)
 
     def finished(model: Model) -> Model:
+        if (lora := lora_config(config)) is not None:
+            from mify.lora import Adapter, add_lora
+
+            add_lora(model, lora, seed=config.seed)
+            if config.lora.adapter and not model.head_weight.is_meta:
+                Adapter.load(config.lora.adapter).put_into(model)
         if config.parallel.fp8:
             from mify.fp8 import to_fp8
 
@@ -81,3 +91,13 @@ def make_model(
     with torch.device("meta"):
         skeleton = finished(Model(shape))
     return skeleton, whole.state_dict() if whole is not None else None
+
+
+def lora_config(config: TrainConfig) -> LoraConfig | None:
+    """The shape of the run's adapter; None where all weights are trained."""
+    from mify.lora import LoraConfig
+
+    section = config.lora
+    if section.rank is None:
+        return None
+    return LoraConfig(section.rank, section.alpha, section.dropout, section.targets, section.rank_stabilized)

@@ -35,7 +35,7 @@ from .data import open_stream, tokenizer_path
 from .evaluate import HeldOut
 from .gradients import Step, gradient_factor
 from .metrics import MetricsLog
-from .model import make_model
+from .model import lora_config, make_model
 from .objective import open_objective
 from .objectives.sft import ConversationStream
 from .optim import make_optimizer
@@ -89,6 +89,7 @@ class Run:
         self.tokenizer = Tokenizer.load(self.tokenizer_path) if self.tokenizer_path else None
         model, weights = make_model(config, world, self.tokenizer)
         self.model_config: ModelConfig = model.config
+        self.lora = lora_config(config)
         self.model = distribute(model, config.parallel, world, weights)
         state_was_loaded(self.model)
         del weights
@@ -202,7 +203,11 @@ class Run:
                 step=self.step,
                 tensors=tensors_of(self.model, self.optimizer, self.world),
                 state=state,
-                documents={"model.json": self.model_config.to_dict(), "config.json": self.config.to_dict()},
+                documents={
+                    "model.json": self.model_config.to_dict(),
+                    "config.json": self.config.to_dict(),
+                    **({"lora.json": self.lora.to_dict()} if self.lora is not None else {}),
+                },
                 files={"tokenizer.json": self.tokenizer_path} if self.tokenizer_path else {},
             ),
             before_commit=self.metrics.sync if self.metrics else None,

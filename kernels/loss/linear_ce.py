@@ -2,7 +2,8 @@
 
 The logits are made, used and dropped in chunks of rows. Rows without a label are taken out before the product, so a
 batch pays for supervised tokens only. The gradients are computed in the forward pass, while a chunk's probabilities
-are at hand, and scaled by the incoming gradient in the backward pass. See `ce` for the loss itself.
+are at hand, and scaled by the incoming gradient in the backward pass; that of a frozen weight is not computed. See `ce`
+for the loss itself.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def _op(
     smoothing: float,
     chunk: int,
     gradients: bool,
+    weight_gradient: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     labelled = ce.check_labels(labels, weight.shape[0], ignore_index)
@@ -50,7 +52,7 @@ def _op(
     whole = index.shape[0] == labels.shape[0]
     rows, targets = (hidden, labels) if whole else (hidden[index], labels[index])
     loss, dhidden, dweight = _backend(impl, hidden, weight).forward(
-        rows, weight, targets, z_loss, smoothing, chunk, gradients
+        rows, weight, targets, z_loss, smoothing, chunk, gradients, weight_gradient
     )
     if gradients and not whole:
         dhidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format).index_copy_(0, index, dhidden)
@@ -59,10 +61,10 @@ def _op(
 
 
 @_op.register_fake
-def _(hidden, weight, labels, ignore_index, z_loss, smoothing, chunk, gradients, impl):  # type: ignore[no-untyped-def]
+def _(hidden, weight, labels, ignore_index, z_loss, smoothing, chunk, gradients, weight_gradient, impl):  # type: ignore[no-untyped-def]
     wide = torch.promote_types(hidden.dtype, torch.float32)
     dhidden = hidden.new_empty(hidden.shape if gradients else 0)
-    dweight = weight.new_empty(weight.shape if gradients else 0, dtype=wide)
+    dweight = weight.new_empty(weight.shape if weight_gradient else 0, dtype=wide)
     return hidden.new_empty((), dtype=wide), hidden.new_empty((), dtype=torch.int64), dhidden, dweight
 
 
@@ -75,9 +77,10 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _autograd(ctx, grad, _grad_count, _grad_dhidden, _grad_dweight):  # type: ignore[no-untyped-def]
     if grad is None:
-        return (None,) * 9
+        return (None,) * 10
     dhidden, dweight = ctx.saved_tensors
-    return (dhidden * grad.to(dhidden.dtype), (dweight * grad).to(ctx.dtypes[1]), *(None,) * 7)
+    of_weight = (dweight * grad).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+    return (dhidden * grad.to(dhidden.dtype), of_weight, *(None,) * 8)
 
 
 _op.register_autograd(_autograd, setup_context=_setup)
@@ -130,5 +133,8 @@ def linear_cross_entropy(
     # On a CPU a chunk of logits should stay in the last-level cache; on a GPU it should fill the matrix units.
     chunk = chunk_rows or (512 if hidden.device.type == "cpu" else 4096)
     gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss, count, _, _ = _op(hidden, weight, labels, ignore_index, z_loss, label_smoothing, chunk, gradients, impl)
+    loss, count, _, _ = _op(
+        hidden, weight, labels, ignore_index, z_loss, label_smoothing, chunk, gradients,
+        gradients and weight.requires_grad, impl,
+    )  # fmt: skip
     return loss, count

@@ -12,7 +12,14 @@ from mify.kernels import cpu
 
 
 def forward(
-    hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float, smoothing: float, chunk: int, gradients: bool
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    z_loss: float,
+    smoothing: float,
+    chunk: int,
+    gradients: bool,
+    weight_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `linear_ce_ref.forward`."""
     from mify._core import kernels
@@ -21,7 +28,7 @@ def forward(
     labels = labels.contiguous()
     losses = hidden.new_empty(rows)
     dhidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if gradients else hidden.new_empty(0)
-    dweight = weight.new_zeros(weight.shape if gradients else 0)
+    dweight = weight.new_zeros(weight.shape if weight_gradient else 0)
     buffer = hidden.new_empty((min(chunk, rows), classes))
     for start in range(0, rows, chunk):
         part = slice(start, min(rows, start + chunk))
@@ -33,5 +40,6 @@ def forward(
         )  # fmt: skip
         if gradients:
             torch.mm(logits, weight, out=dhidden[part])
+        if weight_gradient:
             dweight.addmm_(logits.t(), hidden[part])
     return losses.sum(), dhidden, dweight

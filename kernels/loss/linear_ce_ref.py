@@ -9,7 +9,14 @@ from .ce_ref import as_classes
 
 
 def forward(
-    hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float, smoothing: float, chunk: int, gradients: bool
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    z_loss: float,
+    smoothing: float,
+    chunk: int,
+    gradients: bool,
+    weight_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the row losses, and with `gradients` its derivatives, all rows labelled.
 
@@ -18,17 +25,20 @@ def forward(
 
     Args:
         hidden: (N, d). weight: (V, d). labels: (N,) int64.
+        weight_gradient: with `gradients`, that of weight, too; a frozen head costs no product for it.
 
     Returns:
         loss () fp32 (fp64 for fp64), dhidden (N, d) in the dtype of hidden, dweight (V, d) summed in that of loss;
-        without `gradients` the last two are empty.
+        what is not asked for is empty.
     """
     rows, classes = hidden.shape[0], weight.shape[0]
     wide = torch.promote_types(hidden.dtype, torch.float32)
     loss = torch.zeros((), dtype=wide, device=hidden.device)
     dhidden = torch.empty_like(hidden) if gradients else hidden.new_empty(0)
     dweight = (
-        torch.zeros(weight.shape, dtype=wide, device=weight.device) if gradients else hidden.new_empty(0, dtype=wide)
+        torch.zeros(weight.shape, dtype=wide, device=weight.device)
+        if weight_gradient
+        else hidden.new_empty(0, dtype=wide)
     )
     for start in range(0, rows, chunk):
         h = hidden[start : start + chunk]
@@ -55,6 +65,8 @@ def forward(
         d.scatter_add_(1, y, torch.full_like(lse, smoothing - 1) + poison)
         narrow = d.to(hidden.dtype)
         torch.mm(narrow, weight, out=dhidden[start : start + chunk])
+        if not weight_gradient:
+            continue
         if narrow.dtype == wide:
             dweight.addmm_(narrow.t(), h)
         else:

@@ -18,14 +18,21 @@ NO_LABEL = -1 << 31
 
 
 def forward(
-    hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float, smoothing: float, chunk: int, gradients: bool
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    z_loss: float,
+    smoothing: float,
+    chunk: int,
+    gradients: bool,
+    weight_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `linear_ce_ref.forward`."""
     rows, classes = hidden.shape[0], weight.shape[0]
     labels = labels.contiguous()
     losses = hidden.new_empty(rows, dtype=torch.float32)
     dhidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if gradients else hidden.new_empty(0)
-    dweight = weight.new_zeros(weight.shape if gradients else 0, dtype=torch.float32)
+    dweight = weight.new_zeros(weight.shape if weight_gradient else 0, dtype=torch.float32)
     buffer = hidden.new_empty((min(chunk, rows), classes))
     for start in range(0, rows, chunk):
         part = slice(start, min(rows, start + chunk))
@@ -33,6 +40,7 @@ def forward(
         losses[part] = ce_triton.loss_and_gradient_(logits, labels[part], NO_LABEL, z_loss, smoothing, gradients)
         if gradients:
             torch.mm(logits, weight, out=dhidden[part])
+        if weight_gradient:
             _add_product_(dweight, logits.t(), hidden[part])
     return losses.sum(), dhidden, dweight
 

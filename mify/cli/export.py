@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mify.export.weights import Weights
 
 CALIBRATED = ("awq", "trtllm")
-TARGETS = ("hf", "gguf", "fp8", "int8", "int4", *CALIBRATED)
+TARGETS = ("hf", "gguf", "fp8", "int8", "int4", "adapter", *CALIBRATED)
 
 
 def export(
@@ -27,7 +27,7 @@ def export(
             "--to",
             help="hf: a Hugging Face folder. fp8, int8, int4: the same, quantized, for vLLM and SGLang. "
             "awq: int4 that heeds activations. trtllm: ModelOpt's FP8, for TensorRT-LLM. "
-            "gguf: a file for llama.cpp and Ollama.",
+            "gguf: a file for llama.cpp and Ollama. adapter: of a LoRA run, alone, in peft's format.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The folder (gguf: file) to write.")],
@@ -78,6 +78,9 @@ def export(
     if to != "gguf" and dtype is not None and dtype not in DTYPES:
         raise MifyError(f"--dtype {dtype} is no dtype of a Hugging Face folder", f"give {', '.join(DTYPES)}")
     weights = open_weights(model)
+    if to == "adapter":
+        _adapter(weights, out)
+        return
     if to == "gguf":
         _gguf(weights, out, dtype or "f16", check)
     elif to == "hf":
@@ -92,6 +95,19 @@ def export(
         _calibrated(weights, out, to, calibration, DTYPES[dtype or "bf16"], facts)
     size = sum(file.stat().st_size for file in out.iterdir()) if out.is_dir() else out.stat().st_size
     typer.echo(f"{out}: {weights.config.num_parameters() / 1e6:.1f} M parameters, {size / 1e6:.1f} MB")
+
+
+def _adapter(weights: Weights, out: Path) -> None:
+    from mify.loading import CheckpointWeights
+
+    if not isinstance(weights, CheckpointWeights):
+        raise MifyError(f"{weights.source} is no run of the trainer, so it has no adapter apart", "use --to hf")
+    adapter = weights.adapter()
+    adapter.save(out)
+    size = sum(a.numel() + b.numel() for a, b, _ in adapter.layers.values())
+    typer.echo(
+        f"{out}: {size / 1e6:.2f} M parameters, rank {adapter.config.rank}, of {adapter.base or 'a random start'}"
+    )
 
 
 def _gguf(weights: Weights, out: Path, dtype: str, check: bool) -> None:

@@ -124,6 +124,21 @@ def test_only_one_of_the_two_may_need_a_gradient() -> None:
     torch.testing.assert_close(hidden.grad, expected)
 
 
+@pytest.mark.parametrize("impl", ["cpu", "ref"])
+def test_a_frozen_weight_gets_no_gradient_and_changes_nothing_else(impl: str) -> None:
+    labels = torch.randint(0, 50, (40,)).where(torch.rand(40) < 0.3, -100)
+    hidden, weight = torch.randn(40, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    frozen = weight.detach()
+    whole, half = (linear_cross_entropy(hidden, w, labels, impl=impl)[0] for w in (weight, frozen))
+    assert torch.equal(whole, half)
+    assert torch.equal(torch.autograd.grad(whole, hidden)[0], torch.autograd.grad(half, hidden)[0])
+    _, _, dhidden, dweight = torch.ops.mify.linear_cross_entropy(
+        hidden.detach(), frozen, labels, -100, 0.0, 0.0, 16, True, False, impl
+    )
+    assert dhidden.shape == hidden.shape
+    assert dweight.numel() == 0
+
+
 def test_scaled_loss_scales_gradients_and_backward_may_run_twice() -> None:
     labels = torch.randint(0, 5, (9,))
     hidden, weight = torch.randn(9, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
@@ -154,7 +169,7 @@ def test_opcheck() -> None:
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     for impl in ("cpu", "ref"):
-        arguments = (hidden, weight, labels, -100, 0.0, 0.0, 2, True, impl)
+        arguments = (hidden, weight, labels, -100, 0.0, 0.0, 2, True, True, impl)
         torch.library.opcheck(torch.ops.mify.linear_cross_entropy, arguments, test_utils=tests)
 
 
