@@ -89,7 +89,8 @@ class LoraLinear(nn.Linear):
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float = 0.0) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, None
+        self.weight = base.weight
+        self.register_parameter("bias", None)
         self.weight.requires_grad_(False)
         self.scale, self.dropout = scale, dropout
         self.lora_A = nn.Parameter(base.weight.new_zeros(rank, base.in_features))
