@@ -10,6 +10,7 @@
 #include "minhash/star.hpp"
 #include "minhash_arguments.hpp"
 #include "text/ngram_index.hpp"
+#include "text/order.hpp"
 #include "text/unicode.hpp"
 #include "text/words.hpp"
 
@@ -22,19 +23,32 @@ py::array empty_signatures(size_t count, const mify::SignatureConfig& config) {
   return py::array(dtype, {static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(config.num_perm)});
 }
 
-py::tuple signatures(const Texts& texts, const mify::SignatureConfig& config, unsigned threads) {
+void sign(const Texts& texts, const mify::SignatureConfig& config, unsigned threads, py::array& values,
+          Array<uint64_t>& num_shingles, Array<uint64_t>& invalid_bytes) {
   const size_t count = texts.views.size();
-  py::array out = empty_signatures(count, config);
-  Array<uint64_t> num_shingles(static_cast<py::ssize_t>(count)), invalid(static_cast<py::ssize_t>(count));
-  uint8_t* const values = static_cast<uint8_t*>(out.mutable_data());
+  const mify::SignatureTable table = signature_table(values);
+  if (table.num_documents != count || table.num_perm != config.num_perm ||
+      table.value_bytes != mify::value_bytes(config.scheme)) {
+    throw py::value_error("values must hold a row of the configuration's size and type for each text");
+  }
+  if (static_cast<size_t>(num_shingles.size()) != count || static_cast<size_t>(invalid_bytes.size()) != count) {
+    throw py::value_error("num_shingles and invalid_bytes must hold one count a text");
+  }
+  uint8_t* const values_out = static_cast<uint8_t*>(values.mutable_data());
   uint64_t* const shingles_out = num_shingles.mutable_data();
-  uint64_t* const invalid_out = invalid.mutable_data();
+  uint64_t* const invalid_out = invalid_bytes.mutable_data();
+  const py::gil_scoped_release release;
+  mify::ThreadTeam team(threads);
+  mify::sign_all(texts.views, config, team, values_out, shingles_out, invalid_out);
+}
+
+py::tuple ascending(const Texts& texts) {
+  mify::Ascending found;
   {
     const py::gil_scoped_release release;
-    mify::ThreadTeam team(threads);
-    mify::sign_all(texts.views, config, team, values, shingles_out, invalid_out);
+    found = mify::ascending(texts.views);
   }
-  return py::make_tuple(out, num_shingles, invalid);
+  return py::make_tuple(array_of(found.order), found.repeated);
 }
 
 py::array signatures_of_hashes(const Array<uint64_t>& hashes, const Array<uint64_t>& offsets,
@@ -160,6 +174,8 @@ void bind_minhash(py::module_& m) {
                   "From Arrow's buffers: text i is data[offsets[i]:offsets[i + 1]]; offsets int32 or int64.")
       .def_static("join", &Texts::join, py::arg("parts"), "The texts of all parts, in order.")
       .def("take", &Texts::take, py::arg("order"), "The texts at the given indices (int64), in that order.")
+      .def("ascending", &ascending,
+           "(indices (N,) int64 in the order of the texts' bytes, the first place whose text comes again next or -1).")
       .def_property_readonly("num_bytes", &Texts::num_bytes)
       .def("__len__", [](const Texts& texts) { return texts.views.size(); });
 
@@ -167,8 +183,9 @@ void bind_minhash(py::module_& m) {
       .def(py::init(&signature_config), py::kw_only(), py::arg("ngram"), py::arg("lowercase"), py::arg("hash"),
            py::arg("scheme"), py::arg("num_perm"), py::arg("seed"), py::arg("a"), py::arg("b"));
 
-  m.def("signatures", &signatures, py::arg("texts"), py::arg("config"), py::arg("threads"),
-        "(values (N, num_perm), shingles a text (N,) uint64, invalid bytes a text (N,) uint64).");
+  m.def("sign", &sign, py::arg("texts"), py::arg("config"), py::arg("threads"), py::arg("values").noconvert(),
+        py::arg("num_shingles").noconvert(), py::arg("invalid_bytes").noconvert(),
+        "Writes the signatures (N, num_perm), the shingles and the invalid bytes of each text (N,) uint64.");
   m.def("signatures_of_hashes", &signatures_of_hashes, py::arg("hashes"), py::arg("offsets"), py::arg("config"),
         "Signatures (N, num_perm) of shingle hashes (uint64); set i is hashes[offsets[i]:offsets[i + 1]].");
   m.def("shingle_hashes", &shingle_hashes, py::arg("text"), py::arg("ngram"), py::arg("lowercase"), py::arg("hash"),

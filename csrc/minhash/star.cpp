@@ -15,13 +15,29 @@
 namespace mify {
 namespace {
 
-// Documents decided together: their comparisons with documents kept before the block run in parallel.
+// Documents are decided in blocks: in parallel each is compared with those kept before the block, and ahead of time
+// with a few of the block itself; then they are decided one after another.
 constexpr size_t kBlockDocuments = 1024;
+constexpr size_t kGrain = 4;
+// Where many copies of one document come together, comparing ahead with more would be for nothing.
+constexpr size_t kAhead = 8;
 constexpr uint64_t kSampledPairs = 1000;
 
 struct Match {
   uint32_t kept;
   double jaccard;
+};
+
+// A pair looked at: its similarity, or -1 where that is below the threshold or surely so by the signatures.
+struct Compared {
+  uint32_t other;
+  double jaccard;
+  bool exactly;
+};
+
+struct Findings {
+  std::vector<Match> matches;
+  std::vector<Compared> ahead;  // with earlier documents of the block, which may yet go
 };
 
 // The shingle sets of documents, each computed when it is first asked for, by whichever worker asks.
@@ -75,7 +91,8 @@ class Star {
         team_(team),
         sets_(texts, config.verify ? table.num_documents : 0),
         kept_count_(buckets_.size(), 0) {
-    for (unsigned i = 0; i < team.size(); ++i) {
+    // The last one is that of the serial part.
+    for (unsigned i = 0; i <= team.size(); ++i) {
       workers_.push_back(std::make_unique<Worker>(shingles, table.num_documents));
     }
     invert();
@@ -86,19 +103,22 @@ class Star {
     UnionFind clusters(n);
     StarResult result;
     result.num_buckets = buckets_.size();
-    std::vector<std::vector<Match>> matches(std::min(n, kBlockDocuments));
+    std::vector<Findings> findings(std::min(n, kBlockDocuments));
     for (size_t begin = 0; begin < n; begin += kBlockDocuments) {
       const size_t end = std::min(n, begin + kBlockDocuments);
-      team_.for_ranges(end - begin, 16, [&](unsigned worker, size_t from, size_t to) {
+      const uint32_t first = static_cast<uint32_t>(begin);
+      team_.for_ranges(end - begin, kGrain, [&](unsigned worker, size_t from, size_t to) {
         for (size_t i = from; i < to; ++i) {
-          matches[i].clear();
-          compare_with_earlier(*workers_[worker], static_cast<uint32_t>(begin + i), matches[i]);
+          Findings& found = findings[i];
+          found.matches.clear();
+          compare_with_earlier(*workers_[worker], first + static_cast<uint32_t>(i), found);
+          compare_ahead(*workers_[worker], first + static_cast<uint32_t>(i), first, found);
         }
       });
-      for (size_t d = begin; d < end; ++d) {
-        std::vector<Match>& found = matches[d - begin];
-        compare_within_block(*workers_[0], static_cast<uint32_t>(d), static_cast<uint32_t>(begin), found);
-        decide(static_cast<uint32_t>(d), found, clusters, result);
+      for (uint32_t d = first; d < end; ++d) {
+        Findings& found = findings[d - begin];
+        if (!found.ahead.empty()) compare_within_block(*workers_.back(), d, first, found);
+        decide(d, found.matches, clusters, result);
       }
     }
     for (const auto& worker : workers_) {
@@ -131,37 +151,64 @@ class Star {
         .subspan(bucket_offsets_[document], bucket_offsets_[document + 1] - bucket_offsets_[document]);
   }
 
-  double similarity(Worker& worker, uint32_t document, uint32_t other) {
+  Compared look_at(Worker& worker, uint32_t document, uint32_t other) {
     const size_t equal = equal_values(table_, document, table_, other);
-    if (!config_.verify) return static_cast<double>(equal) / static_cast<double>(table_.num_perm);
-    if (equal < config_.min_matches) return -1;
-    ++worker.verified_pairs;
+    if (!config_.verify) {
+      const double estimate = static_cast<double>(equal) / static_cast<double>(table_.num_perm);
+      return {other, estimate < config_.threshold ? -1 : estimate, false};
+    }
+    if (equal < config_.min_matches) return {other, -1, false};
     if (worker.loaded != document) {
       worker.comparer.load(sets_.get(document, worker.builder));
       worker.loaded = document;
     }
-    return worker.comparer.jaccard(sets_.get(other, worker.builder), config_.threshold);
+    const double jaccard = worker.comparer.jaccard(sets_.get(other, worker.builder), config_.threshold);
+    return {other, jaccard < config_.threshold ? -1 : jaccard, true};
   }
 
-  void compare(Worker& worker, uint32_t document, uint32_t kept, std::vector<Match>& found) {
-    if (std::exchange(worker.seen[kept], document + 1) == document + 1) return;
+  static bool is_new(Worker& worker, uint32_t document, uint32_t other) {
+    return std::exchange(worker.seen[other], document + 1) != document + 1;
+  }
+
+  static void count(Worker& worker, const Compared& pair, Findings& found) {
     ++worker.candidate_pairs;
-    const double jaccard = similarity(worker, document, kept);
-    if (jaccard >= config_.threshold) found.push_back({kept, jaccard});
+    worker.verified_pairs += pair.exactly ? 1 : 0;
+    if (pair.jaccard >= 0) found.matches.push_back({pair.other, pair.jaccard});
   }
 
-  void compare_with_earlier(Worker& worker, uint32_t document, std::vector<Match>& found) {
+  void compare_with_earlier(Worker& worker, uint32_t document, Findings& found) {
     for (const uint32_t bucket : buckets_of(document)) {
       const uint32_t* const kept = buckets_.members.data() + buckets_.offsets[bucket];
-      for (uint32_t i = 0; i < kept_count_[bucket]; ++i) compare(worker, document, kept[i], found);
+      for (uint32_t i = 0; i < kept_count_[bucket]; ++i) {
+        if (is_new(worker, document, kept[i])) count(worker, look_at(worker, document, kept[i]), found);
+      }
     }
   }
 
-  void compare_within_block(Worker& worker, uint32_t document, uint32_t block_begin, std::vector<Match>& found) {
+  // Nothing is counted yet.
+  void compare_ahead(Worker& worker, uint32_t document, uint32_t block_begin, Findings& found) {
+    found.ahead.clear();
+    for (const uint32_t bucket : buckets_of(document)) {
+      // Behind the documents kept so far the bucket's members stand as they did, in ascending order.
+      const auto end = buckets_.members.begin() + static_cast<ptrdiff_t>(buckets_.offsets[bucket + 1]);
+      auto at = buckets_.members.begin() + static_cast<ptrdiff_t>(buckets_.offsets[bucket] + kept_count_[bucket]);
+      for (at = std::lower_bound(at, end, block_begin); *at < document; ++at) {
+        if (!is_new(worker, document, *at)) continue;
+        if (found.ahead.size() == kAhead) return;
+        found.ahead.push_back(look_at(worker, document, *at));
+      }
+    }
+  }
+
+  // Counts, of the documents of its block, those that were kept and that a bucket lists.
+  void compare_within_block(Worker& worker, uint32_t document, uint32_t block_begin, Findings& found) {
     for (const uint32_t bucket : buckets_of(document)) {
       const uint32_t* const kept = buckets_.members.data() + buckets_.offsets[bucket];
       for (uint32_t i = kept_count_[bucket]; i > 0 && kept[i - 1] >= block_begin; --i) {
-        compare(worker, document, kept[i - 1], found);
+        if (!is_new(worker, document, kept[i - 1])) continue;
+        const auto known = std::find_if(found.ahead.begin(), found.ahead.end(),
+                                        [other = kept[i - 1]](const Compared& pair) { return pair.other == other; });
+        count(worker, known != found.ahead.end() ? *known : look_at(worker, document, kept[i - 1]), found);
       }
     }
   }
@@ -200,8 +247,7 @@ class Star {
     result.capped_buckets = unlisted_.size();
     if (result.skipped_pairs == 0) return;
     const uint64_t draws = std::min(kSampledPairs, result.skipped_pairs);
-    Worker& worker = *workers_[0];
-    const uint64_t verified = worker.verified_pairs;
+    Worker& worker = *workers_.back();
     for (uint64_t draw = 0; draw < draws; ++draw) {
       // Every pair where there are few; otherwise drawn by a counter, with repetition.
       const uint64_t random = fmix64(config_.seed * 0x9E3779B97F4A7C15ull + draw);
@@ -213,9 +259,8 @@ class Star {
       uint32_t later = 1;  // pair (earlier, later) with index later * (later - 1) / 2 + earlier
       while (rest >= later) rest -= later++;
       const std::vector<uint32_t>& documents = *lists[list];
-      if (similarity(worker, documents[later], documents[rest]) >= config_.threshold) ++result.sampled_lost;
+      if (look_at(worker, documents[later], documents[rest]).jaccard >= 0) ++result.sampled_lost;
     }
-    worker.verified_pairs = verified;
     result.sampled_pairs = draws;
   }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -171,7 +170,7 @@ def near_duplicates(
     for begin in range(0, len(order), _CHUNK):
         chunk = ordered.take(np.arange(begin, min(begin + _CHUNK, len(order)), dtype=np.int64))
         part = slice(begin, begin + len(chunk))
-        values[part], num_shingles[part], invalid_bytes[part] = core.signatures(chunk, core_settings, threads)
+        core.sign(chunk, core_settings, threads, values[part], num_shingles[part], invalid_bytes[part])
         if progress is not None:
             progress(part.stop, len(order))
     found = core.greedy_star(
@@ -188,9 +187,9 @@ def near_duplicates(
         seed=seed,
         threads=threads,
     )
-    removed = sorted(
-        zip(order[found["removed"]].tolist(), order[found["kept"]].tolist(), found["jaccard"].tolist(), strict=True)
-    )
+    evidence = (order[found["removed"]], order[found["kept"]], found["jaccard"])
+    by_index = np.argsort(evidence[0])
+    removed = list(zip(*(column[by_index].tolist() for column in evidence), strict=True))
     cluster_ids = np.empty(len(order), np.int64)
     cluster_ids[order] = order[found["cluster_ids"]]
     found["removed"] = len(removed)
@@ -250,8 +249,8 @@ def near_report(
 
 def _stable_order(ids: Sequence[str]) -> NDArray[np.int64]:
     """Indices by ascending id; a duplicate raises `MifyError` naming it."""
-    order = sorted(range(len(ids)), key=ids.__getitem__)
-    for first, second in pairwise(order):
-        if ids[first] == ids[second]:
-            raise MifyError(f"the id {ids[first]!r} occurs at {first} and {second}", "give every text an id of its own")
-    return np.array(order, dtype=np.int64)
+    order, repeated = as_texts(ids).ascending()
+    if repeated >= 0:
+        first, second = order[repeated : repeated + 2].tolist()
+        raise MifyError(f"the id {ids[first]!r} occurs at {first} and {second}", "give every text an id of its own")
+    return order

@@ -258,7 +258,10 @@ def signatures(texts: TextSequence, config: SignatureConfig | None = None, *, th
     from mify._core import minhash as core
 
     config = config or SignatureConfig()
-    values, num_shingles, invalid_bytes = core.signatures(as_texts(texts), core_config(config), _threads(threads))
+    views = as_texts(texts)
+    values = np.empty((len(views), config.num_perm), config.dtype)
+    num_shingles, invalid_bytes = np.empty((2, len(views)), np.uint64)
+    core.sign(views, core_config(config), _threads(threads), values, num_shingles, invalid_bytes)
     return Signatures(values, num_shingles, invalid_bytes, config)
 
 

@@ -11,7 +11,7 @@ import reference_minhash as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mify.curation.minhash import choose_bands, collision_probability, min_matches, near_duplicates
+from mify.curation.minhash import choose_bands, collision_probability, min_matches, near_duplicates, signatures
 from mify.errors import MifyError
 
 
@@ -92,6 +92,33 @@ def test_neither_input_order_nor_threads_matter(verify: bool) -> None:
     assert sorted((order[i], order[kept], similarity) for i, kept, similarity in again.removed) == first.removed
     assert again.report == first.report
     assert {order[i]: order[c] for i, c in enumerate(again.cluster_ids)} == dict(enumerate(first.cluster_ids.tolist()))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_was_looked_at_is_counted(threads: int) -> None:
+    # More than a block of documents, and clusters of which more lie in a block than are compared ahead.
+    ids, texts = corpus(60, 1500, seed=4)
+    found = near_duplicates(ids, texts, threads=threads)
+    signed = signatures(texts)
+    bands, rows = found.report["bands"], found.report["rows"]
+    keys = [{(band, row[band * rows : (band + 1) * rows].tobytes()) for band in range(bands)} for row in signed.values]
+    kept = sorted(set(range(len(ids))) - {index for index, _, _ in found.removed}, key=ids.__getitem__)
+    pairs = [(i, k) for i in range(len(ids)) for k in kept if ids[k] < ids[i] and keys[i] & keys[k]]
+    alike = [np.count_nonzero(signed.values[i] == signed.values[k]) >= min_matches(0.7, 128) for i, k in pairs]
+    assert len(pairs) > 1500
+    assert found.report["candidate_pairs"] == len(pairs)
+    assert found.report["verified_pairs"] == sum(alike)
+
+
+anything = st.text(st.characters(exclude_categories=()), max_size=12)  # lone surrogates, too
+
+
+@given(ids=st.lists(anything | st.text("ab\x00", min_size=6, max_size=10), unique=True, max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_ids_of_any_kind_are_ordered_as_python_does(ids: list[str]) -> None:
+    found = near_duplicates(ids, ["one two three"] * len(ids))
+    first = min(range(len(ids)), key=ids.__getitem__, default=None)
+    assert found.removed == [(i, first, 1.0) for i in range(len(ids)) if i != first]
 
 
 def test_without_verification_estimates_decide() -> None:

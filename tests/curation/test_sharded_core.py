@@ -12,7 +12,7 @@ import reference_minhash as reference
 from numpy.typing import NDArray
 
 from mify._core import minhash as core
-from mify.curation.signatures import SignatureConfig, as_texts, core_config
+from mify.curation.signatures import SignatureConfig, as_texts, core_config, signatures
 
 BANDS, ROWS = 8, 4
 CONFIG = SignatureConfig(num_perm=32)
@@ -29,8 +29,8 @@ def texts(count: int, seed: int) -> list[str]:
 
 
 def signed(many: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
-    values, num_shingles, _ = core.signatures(as_texts(many), core_config(CONFIG), 1)
-    return values, num_shingles
+    found = signatures(many, CONFIG)
+    return found.values, found.num_shingles
 
 
 def buckets(values: NDArray[np.uint32], num_shingles: NDArray[np.uint64], band: int) -> list[list[int]]:

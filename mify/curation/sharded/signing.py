@@ -44,13 +44,11 @@ def sign(
     values = np.lib.format.open_memmap(
         folder / SIGNATURES, mode="w+", dtype=config.dtype, shape=(len(codes), config.num_perm)
     )
-    num_shingles = np.empty(len(codes), np.uint64)
-    invalid = 0
+    num_shingles, invalid_bytes = np.empty((2, len(codes)), np.uint64)
     for begin in range(0, len(codes), _CHUNK):
         part = slice(begin, min(begin + _CHUNK, len(codes)))
         chunk = texts.take(np.arange(part.start, part.stop, dtype=np.int64))
-        values[part], num_shingles[part], invalid_bytes = core.signatures(chunk, settings, 1)
-        invalid += int(np.count_nonzero(invalid_bytes))
+        core.sign(chunk, settings, 1, values[part], num_shingles[part], invalid_bytes[part])
     values.flush()
     runs = core.band_runs(np.asarray(values), num_shingles, codes, bands[0], bands[1], 1)
     np.save(folder / RUNS, runs.view(RUN)[:, :, 0])
@@ -59,7 +57,7 @@ def sign(
         "documents": len(codes),
         "held_out": held_out,
         "entries": runs.shape[1],
-        "documents_with_invalid_utf8": invalid,
+        "documents_with_invalid_utf8": int(np.count_nonzero(invalid_bytes)),
     }
 
 
