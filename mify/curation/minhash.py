@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 # Signed between two calls of `progress`, and between two chances for Ctrl-C.
-_CHUNK = 4096
+_CHUNK = 16384
 # The chance that a pair at the threshold is put aside by its signature before it is compared exactly.
 _PREFILTER_MISS = 1e-9
 
