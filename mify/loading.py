@@ -28,7 +28,11 @@ _log = logging.getLogger(__name__)
 
 
 def load(
-    path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    quantized: bool = False,
 ) -> Model:
     """The model at `path`, in evaluation mode, with its `tokenizer`.
 
@@ -36,12 +40,19 @@ def load(
         path: a Hugging Face folder, a GGUF file, a run folder of the trainer (its newest whole checkpoint), one
             checkpoint (`step-…`), or an adapter in `peft`'s format whose base is here. Adapters are merged.
         dtype: of the weights in memory. device: where they go.
+        quantized: leave linear weights of a quantized folder as they are stored (`mify.quantization.linear`); otherwise
+            they are decoded.
 
     Raises:
         MifyError: nothing there that is a model; a file that is damaged, truncated or of an unknown version; a model
             that is not Llama-shaped; a tokenizer with more tokens than the model has rows.
     """
-    return to_model(open_weights(path), dtype=dtype, device=device)
+    weights = open_weights(path)
+    if quantized:
+        from mify.quantization.linear import keep_quantized
+
+        return keep_quantized(weights, dtype=dtype, device=device)
+    return to_model(weights, dtype=dtype, device=device)
 
 
 def open_weights(path: str | os.PathLike[str]) -> Weights:

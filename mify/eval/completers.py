@@ -12,7 +12,7 @@ from mify.errors import MifyError
 if TYPE_CHECKING:
     from mify.model import Model
 
-BATCH = 32
+BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Completer(Protocol):
 
 
 class MifyCompleter:
-    """A `mify.Model`, in batches of similar length.
+    """A `mify.Model` in its engine, short prompts first.
 
     The randomness of a completion depends on the seed and on the prompt's place in the sorted list alone, so a run
     that was killed continues with the completions that it would have had.
@@ -121,7 +121,8 @@ class MifyCompleter:
         done: frozenset[tuple[str, int]],
         on_completion: OnCompletion,
     ) -> None:
-        from mify.generate import generate
+        from mify.engine import Engine, Request, SamplingParams, Stream
+        from mify.generate import request_seed
 
         room = self._model.config.context - sampling.max_new_tokens
         if room < 16:
@@ -131,24 +132,26 @@ class MifyCompleter:
             )
         encoded = [(prompt, *self._encode(prompt, room, sampling.fim_order)) for prompt in prompts]
         encoded.sort(key=lambda entry: (len(entry[1]), entry[0].key))
-        for start in range(0, len(encoded), BATCH):
-            batch = encoded[start : start + BATCH]
-            if all(prompt.key in done for prompt, _, _ in batch):
-                continue
-            answers = generate(
-                self._model,
-                [ids for _, ids, _ in batch],
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=sampling.seed + start,
-                stop=sampling.stop,
-            )
-            for (prompt, ids, cut), answer in zip(batch, answers, strict=True):
-                if prompt.key not in done:
-                    text = cut_at_stop(self._tokenizer.decode(answer, skip_special=True), sampling.stop)
-                    facts = {"prompt_tokens": len(ids), "new_tokens": len(answer), "prompt_cut": cut}
-                    on_completion(prompt, text, facts)
+        engine = Engine(self._model, max_sequences=BATCH)
+        running: list[tuple[Stream, Prompt, int, int]] = []
+        for place, (prompt, ids, cut) in enumerate(encoded):
+            if prompt.key not in done:
+                params = SamplingParams(
+                    sampling.max_new_tokens, sampling.temperature, top_p=sampling.top_p,
+                    seed=request_seed(sampling.seed, place), stop=sampling.stop,
+                )  # fmt: skip
+                running.append((engine.submit(Request(ids, params)), prompt, len(ids), cut))
+        while running:
+            engine.step()
+            going = []
+            for stream, prompt, count, cut in running:
+                if stream.result.finish_reason is None:
+                    going.append((stream, prompt, count, cut))
+                    continue
+                answer = stream.result.tokens
+                text = cut_at_stop(self._tokenizer.decode(answer, skip_special=True), sampling.stop)
+                on_completion(prompt, text, {"prompt_tokens": count, "new_tokens": len(answer), "prompt_cut": cut})
+            running = going
 
     def _encode(self, prompt: Prompt, room: int, order: str) -> tuple[list[int], int]:
         """Token ids of a prompt and how many tokens had to be left out to fit: from the far ends of the context."""

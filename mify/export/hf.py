@@ -23,6 +23,7 @@ from mify.files import atomic_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from mify.model import Model
+    from mify.quantization.scheme import Scheme
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -91,6 +92,15 @@ class HfWeights(Weights):
         if self._quantized is not None and is_linear(name):
             return self._quantized.tensor(name)
         return self._files[name].tensor(name)
+
+    @property
+    def scheme(self) -> Scheme | None:
+        return None if self._quantized is None else self._quantized.scheme
+
+    def stored(self, name: str) -> dict[str, Tensor]:
+        if self._quantized is None:
+            return super().stored(name)
+        return self._quantized.stored(name)
 
     def blocks(self, name: str) -> Iterator[Tensor]:
         if self._quantized is not None and is_linear(name):

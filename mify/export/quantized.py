@@ -183,9 +183,11 @@ class QuantizedTensors:
         base = name.removesuffix("weight")
         return [base + suffix for suffix in SUFFIXES if base + suffix in self._files]
 
+    def stored(self, name: str) -> dict[str, Tensor]:
+        """What stands for the weight `name`, suffix → tensor."""
+        base = name.removesuffix("weight")
+        return {part.removeprefix(base): self._files[part].tensor(part) for part in self.part_names(name)}
+
     def tensor(self, name: str) -> Tensor:
         """The fp32 weight."""
-        base = name.removesuffix("weight")
-        return self.scheme.decode(
-            {part.removeprefix(base): self._files[part].tensor(part) for part in self.part_names(name)}
-        )
+        return self.scheme.decode(self.stored(name))

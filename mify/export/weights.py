@@ -19,6 +19,7 @@ from mify.export.conventions import Conventions
 
 if TYPE_CHECKING:
     from mify.model import Model
+    from mify.quantization.scheme import Scheme
     from mify.tokenizer import Tokenizer
 
 
@@ -48,6 +49,15 @@ class Weights(ABC):
     def blocks(self, name: str) -> Iterator[Tensor]:
         """The rows of `tensor(name)` in blocks, of which each may be overwritten when the next is asked for."""
         yield self.tensor(name)
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How linear weights are stored, where they are quantized."""
+        return None
+
+    def stored(self, name: str) -> dict[str, Tensor]:
+        """What stands for a quantized linear weight, suffix → tensor (`Scheme.entries`); only where there is a scheme."""
+        raise KeyError(name)
 
     def check_vocabulary(self) -> None:
         """Raises `MifyError` where the tokenizer has ids beyond the embedding's rows."""

@@ -294,13 +294,13 @@ def _round_rows(x: Tensor, is_float: bool) -> Tensor:
 def pack(levels: Tensor, bits: int) -> Tensor:
     """(out, in) levels from -2^(bits-1) → (out, in · bits / 32) int32."""
     values = (levels.to(torch.int64) + (1 << (bits - 1))).view(levels.shape[0], -1, 32 // bits)
-    words = (values << torch.arange(0, 32, bits)).sum(-1)
+    words = (values << torch.arange(0, 32, bits, device=levels.device)).sum(-1)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
     """(out, in · bits / 32) int32 → (out, in) int8 levels from -2^(bits-1)."""
-    values = (packed.to(torch.int64)[..., None] >> torch.arange(0, 32, bits)) & ((1 << bits) - 1)
+    values = (packed.to(torch.int64)[..., None] >> torch.arange(0, 32, bits, device=packed.device)) & ((1 << bits) - 1)
     return (values - (1 << (bits - 1))).to(torch.int8).view(packed.shape[0], -1)
 
 
