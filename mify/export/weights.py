@@ -56,7 +56,7 @@ class Weights(ABC):
         return None
 
     def stored(self, name: str) -> dict[str, Tensor]:
-        """What stands for a quantized linear weight, suffix → tensor (`Scheme.entries`); only where there is a scheme."""
+        """What stands for a quantized linear weight, suffix → tensor, where there is a scheme."""
         raise KeyError(name)
 
     def check_vocabulary(self) -> None:
