@@ -1,4 +1,4 @@
-"""`mify ablate mix | fim | scale | quant`."""
+"""`mify ablate mix | fim | scale | quant | sft-scale`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from mify.training.ablate import Result
     from mify.training.ablate_quant import Row
+    from mify.training.ablate_sft import Step
     from mify.training.scaling import Fit
 
 
@@ -23,13 +24,17 @@ class Study(StrEnum):
     fim = "fim"
     scale = "scale"
     quant = "quant"
+    sft_scale = "sft-scale"
 
 
 def ablate(
     context: typer.Context,
     study: Annotated[
         Study,
-        typer.Argument(help="mix: the mixture; fim: the FIM rate; scale: a ladder of sizes; quant: FP8 against AWQ."),
+        typer.Argument(
+            help="mix: the mixture; fim: the FIM rate; scale: a ladder of sizes; quant: FP8 against AWQ; sft-scale: "
+            "growing numbers of conversations."
+        ),
     ],
     data: Annotated[
         Path, typer.Option(help="A folder with tokens/code, tokens/text, tokens/math and corpus/held_out.parquet.")
@@ -41,12 +46,23 @@ def ablate(
         int | None, typer.Option(help="Held-out bytes per domain. Default: 100,000; quant: 8,000.", min=1)
     ] = None,
     model: Annotated[
-        list[Path] | None, typer.Option(help="quant: what is quantized; again for more. Default: the demo's run.")
+        list[Path] | None,
+        typer.Option(
+            help="quant: what is quantized, again for more; sft-scale: what is tuned. Default: the demo's run."
+        ),
     ] = None,
     methods: Annotated[str, typer.Option(help="quant: with commas.")] = "fp8,fp8-block,awq8,int8,awq4",
     problems: Annotated[
         int, typer.Option(help="quant: HumanEval problems, the first so many (164 on a GPU); 0: none.", min=0, max=164)
     ] = 10,
+    conversations: Annotated[
+        Path | None, typer.Option(help="sft-scale: .jsonl, or a folder of them, as mify convert writes it.")
+    ] = None,
+    sizes: Annotated[
+        str, typer.Option(help="sft-scale: growing numbers of conversations, with commas. Default: an eighth, doubled.")
+    ] = "",
+    epochs: Annotated[int, typer.Option(help="sft-scale: of each run over its own conversations.", min=1)] = 2,
+    held_out: Annotated[int, typer.Option(help="sft-scale: conversations that are measured.", min=8)] = 100,
 ) -> None:
     """Compare training choices by paired runs, with intervals; run again, it goes on.
 
@@ -62,6 +78,22 @@ def ablate(
 
     console = Console(highlight=False)
     folder = out if out is not None else Path("runs") / f"ablate-{study.value}"
+
+    def say(message: str) -> None:
+        console.print(message, markup=False)
+
+    if study is Study.sft_scale:
+        from mify.training import ablate_sft
+
+        if conversations is None:
+            raise MifyError("sft-scale needs conversations", "give --conversations FOLDER, which `mify convert` writes")
+        numbers = [int(size) for size in sizes.split(",") if size.strip()]
+        steps = ablate_sft.run_sft_scale(
+            conversations, (model or [data / "export" / "hf"])[0], folder, sizes=numbers, seeds=range(1, seeds + 1),
+            epochs=epochs, held_out=held_out, recipe=recipe or "ablate-sft", overrides=context.args, say=say,
+        )  # fmt: skip
+        _show_sft_scale(steps, folder, console)
+        return
     parquet = data / "corpus" / "held_out.parquet"
     if not parquet.is_file() or not (data / "tokens").is_dir():
         raise MifyError(
@@ -70,31 +102,27 @@ def ablate(
         )
     lines = 200 if study is Study.fim else 0
     measured_bytes = held_out_bytes or (8_000 if study is Study.quant else 100_000)
-    held_out = HeldOut.load(
+    documents = HeldOut.load(
         EvaluationSection(held_out=str(parquet), max_bytes_per_domain=measured_bytes, infilling=lines)
     )
-
-    def say(message: str) -> None:
-        console.print(message, markup=False)
-
     tokens = data / "tokens"
     if study is Study.quant:
         from mify.training import ablate_quant
 
         names = [name.strip() for name in methods.split(",") if name.strip()]
         rows = ablate_quant.run_quant_study(
-            model or [data / "runs" / "demo"], held_out, data / "corpus" / "documents.parquet", folder,
+            model or [data / "runs" / "demo"], documents, data / "corpus" / "documents.parquet", folder,
             methods=names, problems=problems, say=say,
         )  # fmt: skip
         _show_quant(rows, folder, console, measured_bytes)
         return
     if study is Study.scale:
-        found = scaling.run_ladder(tokens, held_out, folder, overrides=context.args, say=say)
+        found = scaling.run_ladder(tokens, documents, folder, overrides=context.args, say=say)
         _show_curve(found, folder, console)
         return
     make = ablation.mix_study if study is Study.mix else ablation.fim_study
     plan = make(tokens, recipe) if recipe else make(tokens)
-    result = ablation.run_study(plan, held_out, folder, seeds=range(1, seeds + 1), overrides=context.args, say=say)
+    result = ablation.run_study(plan, documents, folder, seeds=range(1, seeds + 1), overrides=context.args, say=say)
     _show(result, folder, console)
 
 
@@ -143,6 +171,28 @@ def _show_quant(rows: list[Row], folder: Path, console: Console, held_out_bytes:
     )
     console.print(conclusion(rows), markup=False)
     console.print(f"{folder / 'quantization.json'}", markup=False)
+
+
+def _show_sft_scale(rows: list[Step], folder: Path, console: Console) -> None:
+    from importlib import util
+
+    from rich.table import Table
+
+    from mify.training.ablate_sft import conclusion, plot
+
+    table = Table("conversations", "steps", "nats a token", "against the size before", "95%", "verdict")
+    for row in rows:
+        gained = row.gained
+        told = ("", "", "") if gained is None else (
+            f"{gained.mean:+.4f}", f"{gained.low:+.4f} … {gained.high:+.4f}", gained.verdict,
+        )  # fmt: skip
+        table.add_row(f"{row.size:,}", f"{row.steps:,}", f"{row.loss:.4f}", *told)
+    console.print(table)
+    console.print(conclusion(rows), markup=False)
+    if util.find_spec("matplotlib") is not None:
+        plot(rows, folder / "sft-scale.png")
+        console.print(f"{folder / 'sft-scale.png'}", markup=False)
+    console.print(f"{folder / 'sft-scale.json'}", markup=False)
 
 
 def _show_curve(found: Fit, folder: Path, console: object) -> None:

@@ -84,6 +84,12 @@ class ConversationStream:
             self._chosen = {stage: self.conversations.chosen(self.seed, size)}
         return self._chosen[stage]
 
+    def rows_in_epoch(self, epoch: int) -> int:
+        """How many rows an epoch has."""
+        other = copy.copy(self)
+        other._epoch, other._bin = epoch, 0
+        return len(other._plan())
+
     def notes(self) -> list[str]:
         """What a person should know before the run starts: what was left out, and what each stage is made of."""
         known = self.conversations
