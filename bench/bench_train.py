@@ -1,7 +1,7 @@
-"""`mify bench train`: tokens/s against transformers' Trainer, what the trainer adds, checkpoints, exactness.
+"""`mify bench train`: tokens/s against transformers' Trainer and litgpt, what the trainer adds, checkpoints, exactness.
 
-On a CPU: mify-tiny, the same packed inputs, the same threads, both not compiled, CPU time from step end to step end,
-interleaved rounds. That both compute the same thing is checked first: equal weights and batches must give equal losses.
+On a CPU: mify-tiny, the same packed inputs, the same threads, none or all compiled, CPU time from step end to step end,
+interleaved rounds. That all compute the same thing is checked: equal weights and batches must give equal losses.
 On a GPU: mify-2.5b, bf16, 8k packed.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from mify.bench import train_exactness, train_litgpt
 from mify.bench import train_rivals as rivals
 from mify.bench.rows import Row
 from mify.bench.suite import Options
@@ -29,16 +30,20 @@ if TYPE_CHECKING:
     from mify.training.config import TrainConfig
 
 CASES = {
-    "tiny-step": "mify-tiny on CPU threads: tokens/s of whole training steps, against transformers' Trainer",
+    "tiny-step": "mify-tiny on CPU threads: tokens/s of whole training steps, against transformers' Trainer and litgpt",
+    "tiny-step-compiled": "the same, all compiled by torch.compile",
     "sft-step": "fine-tuning steps, one in five tokens with loss, 65,536 ids: tokens/s against TRL's SFTTrainer",
     "tiny-overhead": "what of a step is neither model nor optimizer, and what of it waits for data",
     "tiny-checkpoint": "the stall of a checkpoint of mify-tiny, as a share of a minute",
     "async-checkpoint": "how long an asynchronous save holds the loop, by the gigabyte",
     "resume": "bits that differ between a resumed run and an uninterrupted one",
-    "ranks": "how far the losses of two ranks lie from those of one (50 steps, fp32)",
+    "ranks": "whether 1, 2 and 4 ranks see the same batches, and how far their losses lie apart (50 steps, fp32)",
     "2.5b-8k-bf16": "mify-2.5b on one GPU, 8k packed: tokens/s",
 }
 ROWS, CONTEXT = 8, 512
+TRAINER, LITGPT = "transformers Trainer", "litgpt"
+Measured = tuple[list[float], list[float]]
+"""Seconds of each step but the first, and the losses of all."""
 
 
 def run(options: Options) -> list[Row]:
@@ -115,57 +120,84 @@ def _quiet(step: int, steps: int, record: dict[str, Any]) -> None:
 
 
 def _tiny_step(bench: Bench, case: str) -> None:
+    _against_rivals(bench, case, compiled=False)
+
+
+def _tiny_step_compiled(bench: Bench, case: str) -> None:
+    _against_rivals(bench, case, compiled=True)
+
+
+def _against_rivals(bench: Bench, case: str, *, compiled: bool) -> None:
+    """Interleaved rounds of whole runs; a step's time is the least CPU time from step end to step end."""
     import torch
 
     from mify.config import model_config
     from mify.model import Model
-    from mify.training.trainer import train
 
     rounds, steps = (2, 4) if bench.options.quick else (bench.options.rounds, 8)
+    warm = 3 if compiled else 1  # steps whose time does not count: they compile, or allocate
     batches = _batches(bench, steps)
+    config = bench.config("shape")
+    model = Model(model_config(config.model.preset, context=CONTEXT), seed=config.seed)
+
+    def ours(index: int) -> Measured:
+        flag = f"--parallel.compile={str(compiled).lower()}"
+        return _our_steps(bench.config(f"{case}-{index}", f"--steps={steps}", flag))
+
+    runs: dict[str, Callable[[int], Measured]] = {"mify": ours}
+    if rivals.installed("transformers", "accelerate"):
+        runs[TRAINER] = lambda index: rivals.trainer_step_seconds(model, batches, compiled=compiled)
+    if rivals.installed(*train_litgpt.PACKAGES):
+        runs[LITGPT] = lambda index: train_litgpt.step_seconds(model, batches, compiled=compiled)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    losses: dict[str, float] = {}
     before = torch.get_num_threads()
     torch.set_num_threads(bench.options.threads)
-    seconds: dict[str, list[float]] = {"mify": [], "transformers Trainer": []}
-    losses: dict[str, list[float]] = {}
-    has_rival = rivals.installed("transformers") and rivals.installed("accelerate")
     try:
         for index in range(rounds):
-            ends: list[float] = []
-            records: list[float] = []
-
-            def clock(step: int, total: int, record: dict[str, Any], ends: list = ends, to: list = records) -> None:
-                if "loss" in record:
-                    ends.append(time.process_time())
-                    to.append(record["loss"])
-
-            config = bench.config(f"{case}-{index}", f"--steps={steps}")
-            train(config, clock)
-            seconds["mify"] += _differences(ends)
-            losses["mify"] = records
-            if has_rival:
-                model = Model(model_config(config.model.preset, context=CONTEXT), seed=config.seed)
-                theirs, losses["transformers Trainer"] = rivals.trainer_step_seconds(model, batches)
-                seconds["transformers Trainer"] += theirs
+            for name, work in runs.items():
+                found, records = work(index)
+                seconds[name] += found[warm - 1 :]
+                losses[name] = records[0]
     finally:
         torch.set_num_threads(before)
-    speeds = {name: ROWS * CONTEXT / min(values) for name, values in seconds.items() if values}
-    metric, unit = "throughput", "tokens/s of CPU time"
-    note = f"{bench.options.threads} thread(s), {ROWS} rows of {CONTEXT}, not compiled"
-    bench.row(case, metric, speeds["mify"], unit, note=note)
-    if not has_rival:
-        bench.missing(case, f"{metric}, over transformers", unit, "transformers and accelerate are not installed")
-    else:
-        # The first step's loss is that of equal weights on equal inputs; later ones drift by rounding and by AdamW's
-        # decay of embeddings, which the rival applies and we do not.
-        first, other = losses["mify"][0], losses["transformers Trainer"][0]
-        if abs(first - other) > 2e-4 * first:
-            raise MifyError(f"the losses of the first step differ: {first} and {other}", "report this: not comparable")
-        rival = "transformers Trainer"
+    speeds = {name: ROWS * CONTEXT / min(values) for name, values in seconds.items()}
+    # The first step's loss is that of equal weights on equal inputs; later ones drift by rounding and by AdamW's
+    # decay of embeddings, which the rivals apply and we do not.
+    wanted = {TRAINER: losses["mify"], LITGPT: train_litgpt.loss_on_its_terms(model, batches[0])}
+    unit, how = "tokens/s of CPU time", "all compiled" if compiled else "none compiled"
+    note = f"{bench.options.threads} thread(s), {ROWS} rows of {CONTEXT}, {how}"
+    bench.row(case, "throughput", speeds["mify"], unit, note=note)
+    for rival, metric in ((TRAINER, "throughput, over transformers"), (LITGPT, "throughput, over litgpt")):
+        if rival not in speeds:
+            bench.missing(case, metric, unit, f"{rival} is not installed: requirements/nodeps-rivals.txt, mify[rivals]")
+            continue
+        if abs(losses[rival] - wanted[rival]) > 2e-4 * wanted[rival]:
+            raise MifyError(
+                f"{rival} computes another loss in its first step: {losses[rival]}, not {wanted[rival]}",
+                "report this: the two are not comparable",
+            )
+        more = "; it attends over whole rows" if rival == LITGPT else ""
         bench.row(
-            case, f"{metric}, over transformers", speeds["mify"], unit, rival=rival, rival_value=speeds[rival],
-            note=f"first losses {first:.5f} and {other:.5f}",
+            case, metric, speeds["mify"], unit, rival=rival, rival_value=speeds[rival],
+            note=f"its first loss {losses[rival]:.5f}, ours on its terms {wanted[rival]:.5f}{more}",
         )  # fmt: skip
-    bench.missing(case, f"{metric}, over litgpt", unit, "litgpt pins another torch; it is not installed here")
+
+
+def _our_steps(config: TrainConfig) -> Measured:
+    """CPU seconds between the ends of a run's steps, and its losses."""
+    from mify.training.trainer import train
+
+    ends: list[float] = []
+    losses: list[float] = []
+
+    def clock(step: int, steps: int, record: dict[str, Any]) -> None:
+        if "loss" in record:
+            ends.append(time.process_time())
+            losses.append(record["loss"])
+
+    train(config, clock)
+    return [after - before for before, after in pairwise(ends)], losses
 
 
 def _batches(bench: Bench, steps: int) -> list[PackedBatch]:
@@ -179,10 +211,6 @@ def _batches(bench: Bench, steps: int) -> list[PackedBatch]:
     return list(islice(open_stream(config, World(0, 1, 1, torch.device("cpu"))), steps))
 
 
-def _differences(ends: list[float]) -> list[float]:
-    return [after - before for before, after in pairwise(ends)]
-
-
 def _overhead(bench: Bench, case: str) -> None:
     from mify.training.metrics import read_metrics
     from mify.training.trainer import train
@@ -192,12 +220,13 @@ def _overhead(bench: Bench, case: str) -> None:
         result = train(bench.config(case, f"--steps={steps}", "--logging.tensorboard=true"), _quiet)
     times = [record["time"] for record in read_metrics(result.folder / "metrics.jsonl") if "loss" in record]
     # The first step plans the window and warms caches up; the others are what a run consists of.
-    total = sum(entry["step_seconds"] for entry in times[1:])
-    model = sum(model_seconds[1:])
-    waiting = sum(entry["load_seconds"] for entry in times[1:])
-    note = f"{steps - 1} steps, {bench.options.threads} thread(s)"
-    bench.row(case, "step outside model and optimizer", 100 * (total - model) / total, "%", note=note)
-    bench.row(case, "step waiting for data", 100 * waiting / total, "%", note=note)
+    seconds = [entry["step_seconds"] for entry in times[1:]]
+    outside = [1 - model / whole for model, whole in zip(model_seconds[1:], seconds, strict=True)]
+    waiting = [entry["load_seconds"] / whole for entry, whole in zip(times[1:], seconds, strict=True)]
+    note = f"wall clock, {steps - 1} steps, {bench.options.threads} thread(s); "
+    for metric, shares in (("step outside model and optimizer", outside), ("step waiting for data", waiting)):
+        worst = f"the worst step {100 * max(shares):.2f}%"
+        bench.row(case, metric, 100 * statistics.median(shares), "%", note=f"{note}median; {worst}")
 
 
 @contextmanager
@@ -269,93 +298,38 @@ def _async_checkpoint(bench: Bench, case: str) -> None:
     tensors = {f"model.{index}": torch.randn(size) for index in range(count)}
     world = World(0, 1, 1, torch.device("cpu"))
     held: list[float] = []
+    cpu: list[float] = []
     with tempfile.TemporaryDirectory(prefix="mify-bench-checkpoint-") as folder:
         checkpointer = Checkpointer(Path(folder), world, keep_last=1, asynchronous=True)
-        for step in range(1, 4):
-            start = time.thread_time()
+        for step in range(1, 6):
+            start, start_cpu = time.perf_counter(), time.thread_time()
             checkpointer.save(Checkpoint(step, dict(tensors), {}))
-            held.append(time.thread_time() - start)
+            held.append(time.perf_counter() - start)
+            cpu.append(time.thread_time() - start_cpu)
             checkpointer.wait()
-    note = f"{gigabytes:g} GB in {count} tensors, the later of three saves (the first allocates the buffers)"
-    bench.row(case, "save holds the loop, CPU time a GB", min(held[1:]) / gigabytes, "s", note=note)
+    note = f"{gigabytes:g} GB in {count} tensors, the best of four saves after the first, which allocates the buffers"
+    for metric, values in (("save returns after, a GB", held), ("save holds the loop, CPU time a GB", cpu)):
+        bench.row(case, metric, min(values[1:]) / gigabytes, "s", note=note)
 
 
 def _resume(bench: Bench, case: str) -> None:
-    import shutil
-
-    from mify.training.metrics import read_metrics, without_times
-    from mify.training.trainer import train
-
-    overrides = ("--steps=6", "--checkpoint.every_steps=3", "--data.rows_per_step=2")
-    whole = train(bench.config(f"{case}-whole", *overrides), _quiet)
-    resumed = bench.config(f"{case}-resumed", *overrides)
-    again = train(resumed, _quiet)
-    shutil.rmtree(again.checkpoint)  # what a kill before step 6 leaves
-    again = train(resumed, _quiet)
-    lines = [without_times(read_metrics(result.folder / "metrics.jsonl")) for result in (whole, again)]
-    differing = _differing_bytes(whole.checkpoint, again.checkpoint)
-    bench.row(case, "values that differ", float(differing + (lines[0] != lines[1])), "values", note="6 steps, cut at 3")
-
-
-def _differing_bytes(one: Path, two: Path) -> int:
-    """How many tensor elements of two checkpoints differ in any bit."""
-    import torch
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-    loaded = []
-    with tempfile.TemporaryDirectory() as folder:
-        for path in (one, two):
-            dcp_to_torch_save(path / "dcp", Path(folder) / "all.pt")
-            loaded.append(torch.load(Path(folder) / "all.pt"))
-    first, second = loaded
-    if first.keys() != second.keys():
-        return len(first.keys() ^ second.keys())
-    return sum(int((first[key] != second[key]).sum()) for key in first)
+    steps = 6
+    value = train_exactness.resumed_values_that_differ(bench.config, case, steps)
+    bench.row(case, "values that differ", float(value), "values", note=f"{steps} steps, cut at {steps // 2}")
 
 
 def _ranks(bench: Bench, case: str) -> None:
-    import os
-    import socket
-    import subprocess
-    import sys
-
-    from mify.training.metrics import read_metrics
-    from mify.training.trainer import train
-
     steps = 6 if bench.options.quick else 50
-    small = (
-        f"--steps={steps}", "--data.rows_per_step=4", "--data.micro_rows=1", "--model.num_layers=2",
-        "--model.hidden_size=64", "--model.ffn_size=128", "--data.context=128", "--model.vocab_size=4096",
-    )  # fmt: skip
-    for kind, extra in (("sharded", ()), ("fixed order", ("--parallel.fixed_order=true",))):
-        name = f"{case}-{kind.replace(' ', '-')}"
-        one = train(bench.config(f"{name}-one", *small, *extra), _quiet)
-        two = bench.config(f"{name}-two", *small, *extra)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        code = (
-            "import json, sys; from mify.training.config import TrainConfig; from mify.training.trainer import train;"
-            "train(TrainConfig.from_dict(json.loads(sys.argv[1])), lambda *a: None)"
-        )
-        import json
-
-        processes = []
-        for rank in range(2):
-            environment = os.environ | {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
-            }  # fmt: skip
-            command = [sys.executable, "-c", code, json.dumps(two.to_dict())]
-            processes.append(subprocess.Popen(command, env=environment))
-        if any(process.wait() for process in processes):
-            raise MifyError("a rank of the bench failed", "see its message above")
-        curves = [
-            [record["loss"] for record in read_metrics(folder / "metrics.jsonl") if "loss" in record]
-            for folder in (one.folder, two.run_folder)
-        ]
-        worst = max(abs(a - b) / a for a, b in zip(*curves, strict=True))
-        bench.row(case, f"largest relative loss difference, {kind}", worst, "relative", note=f"{steps} steps")
+    sizes = (2,) if bench.options.quick else (2, 4)
+    different = train_exactness.batches_that_differ(bench.config(case, "--data.rows_per_step=4"), (2, 4), 50)
+    bench.row(
+        case, "global batches that differ", float(different), "batches", note="2 and 4 ranks against one, 50 steps"
+    )
+    for kind in train_exactness.KINDS:
+        worst = train_exactness.loss_difference(bench.config, f"{case}-{kind}", kind, sizes, steps)
+        for size, value in worst.items():
+            name = f"largest relative loss difference, {kind.replace('-', ' ')}, {size} ranks"
+            bench.row(case, name, value, "relative", note=f"{steps} steps, against one rank")
 
 
 def _large(bench: Bench, case: str) -> None:
@@ -385,6 +359,7 @@ def _large(bench: Bench, case: str) -> None:
 
 _CASES: dict[str, Callable[[Bench, str], None]] = {
     "tiny-step": _tiny_step,
+    "tiny-step-compiled": _tiny_step_compiled,
     "sft-step": sft_step,
     "tiny-overhead": _overhead,
     "tiny-checkpoint": _tiny_checkpoint,

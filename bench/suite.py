@@ -33,8 +33,8 @@ _TARGETS_FILE = Path(__file__).with_name("targets.toml")
 _DEVICE_COLUMNS = ("cpu", "h100", "h200")
 # Whose versions stand beside every result, where they are installed.
 _VERSIONED = (
-    "mify", "torch", "triton", "numpy", "tokenizers", "transformers", "datasketch", "rensa", "daft", "flash-attn",
-    "flash-attn-3", "flash-attn-4", "quack-kernels", "liger-kernel", "transformer-engine", "xllamacpp",
+    "mify", "torch", "triton", "numpy", "tokenizers", "transformers", "litgpt", "datasketch", "rensa", "daft",
+    "flash-attn", "flash-attn-3", "flash-attn-4", "quack-kernels", "liger-kernel", "transformer-engine", "xllamacpp",
 )  # fmt: skip
 
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from mify.model import Model
 
 
-def installed(name: str) -> bool:
-    """Whether a package can be imported here."""
-    return util.find_spec(name) is not None
+def installed(*names: str) -> bool:
+    """Whether all of these packages can be imported here."""
+    return all(util.find_spec(name) is not None for name in names)
 
 
 def llama(model: Model) -> Any:
@@ -57,7 +57,9 @@ def rows_of(batch: PackedBatch) -> list[dict[str, Any]]:
     return [{"input_ids": tokens[i], "position_ids": positions[i], "labels": labels[i]} for i in range(batch.num_rows)]
 
 
-def trainer_step_seconds(model: Model, batches: list[PackedBatch]) -> tuple[list[float], list[float]]:
+def trainer_step_seconds(
+    model: Model, batches: list[PackedBatch], *, compiled: bool = False
+) -> tuple[list[float], list[float]]:
     """Trains on each batch with transformers' `Trainer`. Returns CPU seconds from step end to step end, and losses."""
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -94,6 +96,7 @@ def trainer_step_seconds(model: Model, batches: list[PackedBatch]) -> tuple[list
             dataloader_num_workers=0,
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
+            torch_compile=compiled,
             seed=0,
         )
 

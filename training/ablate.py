@@ -20,8 +20,10 @@ from mify.files import read_json, write_json
 
 from .config import TrainConfig, load_recipe
 from .evaluate import HeldOut
+from .parallel import World, open_world
 
 RESAMPLES = 10_000
+UNWATCHED = ("--evaluation.held_out=none",)  # arms are measured when they are done, all on the same documents
 Say = Callable[[str], None]
 
 
@@ -55,6 +57,8 @@ def mix_study(tokens: Path, recipe: str = "ablate-mix") -> Study:
             if weight:
                 overrides.append(f"--data.sources.{domain}.path={tokens / domain}")
                 overrides.append(f"--data.sources.{domain}.weight={weight}")
+            else:
+                overrides.append(f"--data.sources.{domain}=none")  # also where the recipe has it
         variants.append(Variant(name, tuple(overrides)))
     return Study("mix", "Does the mixture of code, text and math change held-out code?", recipe, tuple(variants))
 
@@ -62,7 +66,7 @@ def mix_study(tokens: Path, recipe: str = "ablate-mix") -> Study:
 def fim_study(tokens: Path, recipe: str = "ablate-fim", rates: Sequence[float] = (0.0, 0.15, 0.25, 0.3)) -> Study:
     """Shares of permuted documents; each share's are among those of every larger one."""
     sources = mix_study(tokens).variants[0].overrides
-    variants = tuple(Variant(f"{rate:.0%}", (*sources, f"--data.fim.rate={rate}")) for rate in rates)
+    variants = tuple(Variant(f"{100 * rate:g}%", (*sources, f"--data.fim.rate={rate}")) for rate in rates)
     return Study("fim", "What does FIM cost left to right, and what does it give in the middle?", recipe, variants)
 
 
@@ -128,17 +132,24 @@ def run_study(
     measured: dict[str, list[dict[str, list[tuple[str, int, float]]]]] = {}
     exact: dict[str, list[float]] = {}
     tokens = 0
-    for seed in seeds:
-        for variant in study.variants:
-            name = f"{variant.name.replace(':', '-').replace('%', '').replace(' ', '-')}-seed-{seed}"
-            config = load_recipe(
-                study.recipe, [*variant.overrides, *overrides, f"--seed={seed}", f"--name={name}", f"--folder={out}"]
-            )
-            tokens = config.steps * config.tokens_per_step
-            found = measure(config, held_out, say)
-            measured.setdefault(variant.name, []).append(found["bits"])
-            if found["exact"]:
-                exact.setdefault(variant.name, []).append(found["exact"])
+    with open_world(load_recipe(study.recipe, overrides).parallel) as world:  # one for all runs: torchrun gives one
+        for seed in seeds:
+            for variant in study.variants:
+                name = f"{variant.name.replace(':', '-').replace('%', '').replace(' ', '-')}-seed-{seed}"
+                given = [
+                    *variant.overrides,
+                    f"--seed={seed}",
+                    f"--name={name}",
+                    f"--folder={out}",
+                    *UNWATCHED,
+                    *overrides,
+                ]
+                config = load_recipe(study.recipe, given)
+                tokens = config.steps * config.tokens_per_step
+                found = measure(config, held_out, world, say)
+                measured.setdefault(variant.name, []).append(found["bits"])
+                if found["exact"] is not None:
+                    exact.setdefault(variant.name, []).append(found["exact"])
     base, *others = study.variants
     differences = [
         compare(metric, other.name, measured[base.name], measured[other.name])
@@ -147,32 +158,38 @@ def run_study(
     ]
     matches = {name: float(np.mean(values)) for name, values in exact.items()}
     result = Result(study, tuple(seeds), differences, matches, tokens)
-    write_json(out / "ablation.json", result.to_dict())
+    if world.is_main:
+        write_json(out / "ablation.json", result.to_dict())
     return result
 
 
-def measure(config: TrainConfig, held_out: HeldOut, say: Say) -> dict[str, Any]:
-    """Trains one arm and measures it; both are kept in the run's folder and done once."""
-    from mify.loading import load
-
+def measure(config: TrainConfig, held_out: HeldOut, world: World, say: Say) -> dict[str, Any]:
+    """Trains one arm on all ranks and measures it on the first; both are kept in the run's folder and done once."""
     from .trainer import train
-
-    stored = config.run_folder / "held_out.json"
 
     def progress(step: int, steps: int, record: dict[str, Any]) -> None:
         if "loss" in record and record["loss"] is not None and (step % max(1, steps // 10) == 0):
             say(f"{config.name}: step {step}/{steps}, loss {record['loss']:.3f}")
 
     result = train(config, progress)
-    identity = {"checkpoint": read_json(result.checkpoint / "manifest.json"), "held_out": held_out.identity}
+    found = _measured(config.run_folder / "held_out.json", result.checkpoint, held_out, world) if world.is_main else {}
+    everywhere: dict[str, Any] = world.broadcast(found)
+    return everywhere
+
+
+def _measured(stored: Path, checkpoint: Path, held_out: HeldOut, world: World) -> dict[str, Any]:
+    from mify.loading import load
+
+    identity = {"checkpoint": read_json(checkpoint / "manifest.json"), "held_out": held_out.identity}
     if stored.is_file() and (known := read_json(stored))["identity"] == identity:
-        return known["found"]
-    model = load(result.checkpoint)
+        done: dict[str, Any] = known["found"]
+        return done
+    model = load(checkpoint, device=world.device)
     bits: dict[str, Any] = held_out.document_bits(model)
     if middles := held_out.infilling_bits(model):
         bits["middle"] = middles
     exact = held_out.infilling_exact(model)
-    found = {"bits": bits, "exact": sum(exact.values()) / len(exact) if exact else None}
+    found: dict[str, Any] = {"bits": bits, "exact": sum(exact.values()) / len(exact) if exact else None}
     write_json(stored, {"format": "mify-ablation-run", "version": 1, "identity": identity, "found": found})
     return found
 

@@ -52,6 +52,10 @@ def write_report(run: Path, ledger: dict[str, Any]) -> Path:
                 lines.setdefault(domain, []).append((float(record["step"]), value_))
         parts.append(f"<h2>Held-out bits per byte</h2>{svg(lines) if len(scores) > 1 else ''}")
         parts.append(_table(["domain", "last"], [[d, f"{v[-1][1]:.4f}"] for d, v in lines.items()]))
+    exact = [(float(r["step"]), 100 * r["infilling_exact_match"]) for r in scores if "infilling_exact_match" in r]
+    if exact:
+        parts.append(f"<h2>Held-out lines infilled exactly, %</h2>{svg({'': exact}) if len(exact) > 1 else ''}")
+        parts.append(_table(["last"], [[f"{exact[-1][1]:.1f}"]]))
     parts.append("<h2>Tokens by source</h2>")
     parts.append(
         _table(
@@ -62,14 +66,19 @@ def write_report(run: Path, ledger: dict[str, Any]) -> Path:
     if any("conversations" in entry for entry in ledger.values()):
         parts.append("<h2>Conversations</h2>" + _conversations(ledger))
     if events:
-        rows = [[str(r["step"]), r["event"], str(r.get("reason", ""))] for r in events]
-        parts.append("<h2>Events</h2>" + _table(["step", "what", "why"], rows))
+        rows = [[str(r["step"]), r["event"], str(r.get("reason", "")), _first(r.get("documents", []))] for r in events]
+        parts.append("<h2>Events</h2>" + _table(["step", "what", "why", "documents"], rows))
     flat = [[key, "none" if value is None else str(value)] for key, value in flatten(config).items()]
     parts.append("<h2>Configuration</h2>" + _table(["key", "value"], flat, numbers=False))
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(config['name'])}</title>"
     with atomic_file(run / "report.html") as temporary:
         temporary.write_text(f"{page}<style>{STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n", encoding="utf-8")
     return run / "report.html"
+
+
+def _first(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more in metrics.jsonl" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _summary(steps: Sequence[dict[str, Any]], scores: Sequence[dict[str, Any]]) -> str:

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mify.errors import MifyError
-from mify.files import write_json
+from mify.files import read_json, write_json
 
-from .ablate import MIXTURES, Say
+from .ablate import MIXTURES, UNWATCHED, Say
 from .config import TrainConfig, load_recipe
 from .evaluate import HeldOut
+from .parallel import World, open_world
 
 EXPONENTS = np.linspace(0.05, 1.2, 47)
 
@@ -80,6 +81,8 @@ class Fit:
                 values.append(value(curve))
             except (MifyError, OverflowError, ZeroDivisionError):
                 continue
+        if not values:
+            return math.nan, math.nan
         low, high = np.quantile(values, [0.025, 0.975])
         return float(low), float(high)
 
@@ -165,6 +168,34 @@ class Rung:
         )
 
 
+def parse_rungs(text: str) -> tuple[Rung, ...]:
+    """`12x768x2048,16x1024x2816`: layers x hidden x FFN; nothing is `LADDER`.
+
+    Raises:
+        MifyError: anything else.
+    """
+    if not text.strip():
+        return LADDER
+    rungs = []
+    for part in text.split(","):
+        numbers = part.strip().split("x")
+        if len(numbers) != 3 or not all(number.isdigit() and int(number) for number in numbers):
+            raise MifyError(f"{part.strip()!r} is no size of a ladder", "write layers x hidden x FFN: 12x768x2048")
+        rungs.append(Rung(*(int(number) for number in numbers)))
+    return tuple(rungs)
+
+
+def parse_budgets(text: str) -> tuple[int, ...]:
+    """`60,120,240`: steps; nothing is `BUDGETS`. Raises MifyError for anything else."""
+    if not text.strip():
+        return BUDGETS
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise MifyError(f"{text!r} names no steps", "write them with commas: 60,120,240")
+    return tuple(int(part) for part in parts)
+
+
+BUDGETS = (60, 120, 240)
 LADDER = (Rung(2, 64, 192), Rung(3, 96, 256), Rung(4, 128, 384), Rung(4, 192, 512))
 
 
@@ -174,7 +205,8 @@ def run_ladder(
     out: Path,
     *,
     rungs: Sequence[Rung] = LADDER,
-    budgets: Sequence[int] = (60, 120, 240),
+    budgets: Sequence[int] = BUDGETS,
+    recipe: str = "ablate-mix",
     overrides: Sequence[str] = (),
     seed: int = 1,
     say: Say,
@@ -184,18 +216,21 @@ def run_ladder(
     Args:
         budgets: stable steps after which a branch decays, over a third as many steps.
     """
-    points = [
-        _measure(branch, held_out, say)
-        for rung in rungs
-        for branch in _branches(rung, tokens, out, budgets, (*overrides, f"--seed={seed}"), say)
-    ]
-    found = fit(points)
-    write_json(out / "scale.json", to_dict(found))
+    given = (*overrides, f"--seed={seed}")
+    with open_world(load_recipe(recipe, overrides).parallel) as world:
+        points = [
+            _measure(branch, held_out, world, say)
+            for rung in rungs
+            for branch in _branches(rung, recipe, tokens, out, budgets, given, say)
+        ]
+        found = fit(points)
+        if world.is_main:
+            write_json(out / "scale.json", to_dict(found))
     return found
 
 
 def _branches(
-    rung: Rung, tokens: Path, out: Path, budgets: Sequence[int], overrides: Sequence[str], say: Say
+    rung: Rung, recipe: str, tokens: Path, out: Path, budgets: Sequence[int], overrides: Sequence[str], say: Say
 ) -> list[TrainConfig]:
     """The trunk of a size at a constant rate, trained; and the configurations of the decay branches cut from it."""
     from .trainer import train
@@ -204,9 +239,9 @@ def _branches(
     for domain, weight in zip(("code", "text", "math"), MIXTURES["78:12:10"], strict=True):
         sources += [f"--data.sources.{domain}.path={tokens / domain}", f"--data.sources.{domain}.weight={weight}"]
     name = f"{rung.layers}x{rung.hidden}"
-    common = [*sources, *rung.overrides, *overrides, f"--folder={out}", "--schedule.warmup_steps=16"]
+    common = [*sources, *UNWATCHED, *overrides, *rung.overrides, f"--folder={out}"]
     trunk = load_recipe(
-        "ablate-mix",
+        recipe,
         [
             *common, f"--name={name}-trunk", f"--steps={max(budgets)}", "--schedule.kind=constant",
             "--schedule.decay_steps=none", f"--checkpoint.every_steps={math.gcd(*budgets)}",
@@ -221,7 +256,7 @@ def _branches(
         decay = max(1, budget // 3)
         branches.append(
             load_recipe(
-                "ablate-mix",
+                recipe,
                 [
                     *common, f"--name={name}-{budget}", f"--steps={budget + decay}", f"--schedule.decay_steps={decay}",
                     f"--init.state={start}", "--checkpoint.keep_last=1",
@@ -231,13 +266,12 @@ def _branches(
     return branches
 
 
-def _measure(config: TrainConfig, held_out: HeldOut, say: Say) -> Point:
+def _measure(config: TrainConfig, held_out: HeldOut, world: World, say: Say) -> Point:
     from mify.config import ModelConfig
-    from mify.files import read_json
 
     from .ablate import measure
 
-    found = measure(config, held_out, say)["bits"]
+    found = measure(config, held_out, world, say)["bits"]
     sizes = sum(size for rows in found.values() for _, size, _ in rows)
     bits = sum(value for rows in found.values() for _, _, value in rows)
     newest = config.run_folder / (config.run_folder / "latest").read_text(encoding="utf-8").strip()
@@ -253,14 +287,65 @@ def to_dict(found: Fit) -> dict[str, Any]:
     bars = {name: found.interval(lambda curve, name=name: float(getattr(curve, name))) for name in names}  # type: ignore[misc]
     return {
         "format": "mify-scaling-curve",
-        "version": 1,
+        "version": 2,
         "law": "bits per byte = e + a / N^alpha + b / D^beta",
         "curve": vars(found.curve),
         "interval_95": bars,
         "residual_rms_log": found.residual,
         "conclusion": conclusion(found),
         "points": [vars(point) for point in found.points],
+        "resampled": [[getattr(curve, name) for name in names] for curve in found.resampled],
     }
+
+
+def read_fit(path: Path) -> Fit:
+    """The curve that `mify ablate scale` left in `path` (scale.json).
+
+    Raises:
+        MifyError: no such file, or no scaling curve of this version.
+    """
+    values = read_json(path) if path.is_file() else None
+    if not isinstance(values, dict) or (values.get("format"), values.get("version")) != ("mify-scaling-curve", 2):
+        raise MifyError(f"{path} is no mify-scaling-curve of version 2", "make one: mify ablate scale")
+    return Fit(
+        Curve(**values["curve"]),
+        tuple(Point(**point) for point in values["points"]),
+        values["residual_rms_log"],
+        tuple(Curve(*numbers) for numbers in values["resampled"]),
+    )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a curve says of a run of N parameters on D tokens, and of its compute spent best; 95% intervals."""
+
+    parameters: int
+    tokens: int
+    bits_per_byte: float
+    interval: tuple[float, float]
+    optimum: tuple[float, float] | None  # (N, D) of least loss with 6 N D the same; None where the curve has none
+    optimum_interval: tuple[float, float]  # of N
+    optimum_bits_per_byte: float
+    extrapolation: float  # this compute over that of the ladder's largest run
+
+
+def forecast(found: Fit, parameters: int, tokens: int) -> Forecast:
+    """Args: parameters: as `Point` counts them. tokens: of training, at least 1."""
+    flops = 6.0 * parameters * tokens
+    try:
+        optimum: tuple[float, float] | None = found.curve.optimum(flops)
+    except MifyError:
+        optimum = None
+    return Forecast(
+        parameters,
+        tokens,
+        found.curve(parameters, tokens),
+        found.interval(lambda curve: curve(parameters, tokens)),
+        optimum,
+        found.interval(lambda curve: curve.optimum(flops)[0]) if optimum else (math.nan, math.nan),
+        found.curve(*optimum) if optimum else math.nan,
+        flops / max(6.0 * point.parameters * point.tokens for point in found.points),
+    )
 
 
 def conclusion(found: Fit) -> str:

@@ -45,6 +45,13 @@ def ablate(
     held_out_bytes: Annotated[
         int | None, typer.Option(help="Held-out bytes per domain. Default: 100,000; quant: 8,000.", min=1)
     ] = None,
+    infilling_lines: Annotated[int, typer.Option(help="fim: held-out lines to infill.", min=1)] = 200,
+    rungs: Annotated[
+        str, typer.Option(help="scale: sizes as layers x hidden x FFN: 12x768x2048,16x1024x2816. Default: four tiny.")
+    ] = "",
+    budgets: Annotated[
+        str, typer.Option(help="scale: steps after which a branch decays, with commas. Default: 60,120,240.")
+    ] = "",
     model: Annotated[
         list[Path] | None,
         typer.Option(
@@ -66,8 +73,11 @@ def ablate(
 ) -> None:
     """Compare training choices by paired runs, with intervals; run again, it goes on.
 
-    Keys of the recipe can be set for all runs: --steps=120 --optimizer.learning_rate=1e-3.
+    Keys of the recipe can be set for all runs: --steps=120 --optimizer.learning_rate=1e-3. On several GPUs:
+    torchrun --nproc-per-node 8 -m mify ablate mix --recipe cpt-350m
     """
+    import os
+
     from rich.console import Console
 
     from mify.errors import MifyError
@@ -76,7 +86,7 @@ def ablate(
     from mify.training.config import EvaluationSection
     from mify.training.evaluate import HeldOut
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # under torchrun one rank speaks
     folder = out if out is not None else Path("runs") / f"ablate-{study.value}"
 
     def say(message: str) -> None:
@@ -100,7 +110,7 @@ def ablate(
             f"{data} has no tokens/ and corpus/held_out.parquet",
             "run `mify demo` first and give its folder with --data",
         )
-    lines = 200 if study is Study.fim else 0
+    lines = infilling_lines if study is Study.fim else 0
     measured_bytes = held_out_bytes or (8_000 if study is Study.quant else 100_000)
     documents = HeldOut.load(
         EvaluationSection(held_out=str(parquet), max_bytes_per_domain=measured_bytes, infilling=lines)
@@ -117,7 +127,10 @@ def ablate(
         _show_quant(rows, folder, console, measured_bytes)
         return
     if study is Study.scale:
-        found = scaling.run_ladder(tokens, documents, folder, overrides=context.args, say=say)
+        found = scaling.run_ladder(
+            tokens, documents, folder, rungs=scaling.parse_rungs(rungs), budgets=scaling.parse_budgets(budgets),
+            recipe=recipe or "ablate-mix", overrides=context.args, say=say,
+        )  # fmt: skip
         _show_curve(found, folder, console)
         return
     make = ablation.mix_study if study is Study.mix else ablation.fim_study
@@ -145,7 +158,7 @@ def _show(result: Result, folder: Path, console: object) -> None:
     for name, value in result.exact_match.items():
         console.print(f"exact match of infilled lines, {name}: {value:.1%}", markup=False)
     console.print(conclusion(result), markup=False)
-    if util.find_spec("matplotlib") is not None:
+    if util.find_spec("matplotlib") is not None and not console.quiet:
         plot(result, folder / "ablation.png")
         console.print(f"{folder / 'ablation.png'}", markup=False)
     console.print(f"{folder / 'ablation.json'}", markup=False)
@@ -216,7 +229,7 @@ def _show_curve(found: Fit, folder: Path, console: object) -> None:
         console.print(f"{name} = {getattr(found.curve, name):.4g}  [{low:.4g}, {high:.4g}]", markup=False)
     console.print(f"residual: {found.residual:.2%} of the loss (root mean square)", markup=False)
     console.print(scaling.conclusion(found), markup=False)
-    if util.find_spec("matplotlib") is not None:
+    if util.find_spec("matplotlib") is not None and not console.quiet:
         scaling.plot(found, folder / "scale.png")
         console.print(f"{folder / 'scale.png'}", markup=False)
     console.print(f"{folder / 'scale.json'}", markup=False)

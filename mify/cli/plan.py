@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mify.plan import Plan
+    from mify.training.scaling import Forecast
 
 _TITLES = {
     "parameters": "Parameters",
@@ -29,6 +32,9 @@ def plan(
     document: Annotated[int, typer.Option(help="Mean tokens a packed document; 0 for the context.", min=0)] = 0,
     batch: Annotated[str, typer.Option("--global-batch", help="Tokens an optimizer step.")] = "2097152",
     rows: Annotated[int, typer.Option(help="Rows on a GPU at a time.", min=1)] = 1,
+    curve: Annotated[
+        Path | None, typer.Option(help="A scale.json of `mify ablate scale`: what its fitted curve says of this run.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Predict a training run: parameters, FLOPs, memory a GPU, days. The arithmetic is shown; nothing is measured."""
@@ -49,12 +55,24 @@ def plan(
             context=context,
         )
     )
+    forecast = None
+    if curve is not None:
+        from mify.training.scaling import forecast as forecast_of
+        from mify.training.scaling import read_fit
+
+        shape = result.run.model
+        size = shape.num_non_embedding_parameters() + shape.vocab_size * shape.hidden_size  # as the ladder counts
+        forecast = forecast_of(read_fit(curve), size, result.run.tokens)
     if as_json:
-        typer.echo(json.dumps(result.as_dict(), indent=2, sort_keys=True))
+        more = {} if forecast is None else {"forecast": dataclasses.asdict(forecast)}
+        typer.echo(json.dumps(result.as_dict() | more, indent=2, sort_keys=True))
         return
     from rich.console import Console
 
-    print_plan(Console(), result)
+    console = Console()
+    print_plan(console, result)
+    if forecast is not None:
+        print_forecast(console, forecast)
 
 
 def print_plan(console: Console, result: Plan) -> None:
@@ -87,6 +105,36 @@ def print_plan(console: Console, result: Plan) -> None:
     console.print(f"\n[bold]→ {result.advice}[/bold]", highlight=False)
     other = ", ".join(f"{duration(figures['days'] * run.mfu / at)} at {at:.0%}" for at in (0.3, 0.4, 0.5))
     console.print(f"MFU decides: {other} (published runs of this size: 40 to 47%)", style="dim", highlight=False)
+
+
+def print_forecast(console: Console, found: Forecast) -> None:
+    """What the fitted curve says of the run, with its error bars."""
+    low, high = found.interval
+    console.print("\n[bold]By the fitted scaling curve[/bold] (95% intervals)", highlight=False)
+    console.print(
+        f"this run: {found.parameters:,} parameters (without the embedding), {found.tokens:,} tokens: "
+        f"{found.bits_per_byte:.4f} held-out bits per byte [{low:.4f}, {high:.4f}]",
+        highlight=False,
+        markup=False,
+    )
+    if found.optimum is None:
+        console.print("the same compute, best: the curve gains nothing from size or from tokens; widen the ladder")
+    else:
+        parameters, tokens = found.optimum
+        low, high = found.optimum_interval
+        console.print(
+            f"the same compute, best: {parameters:,.0f} parameters [{low:,.0f}, {high:,.0f}] on {tokens:,.0f} tokens "
+            f"({tokens / parameters:,.1f} a parameter): {found.optimum_bits_per_byte:.4f}",
+            highlight=False,
+            markup=False,
+        )
+    if found.extrapolation > 1:
+        console.print(
+            f"{found.extrapolation:,.3g} times the compute of the ladder's largest run: extrapolated, and the "
+            "intervals know only the noise of the ladder, not whether the law holds that far",
+            style="dim",
+            highlight=False,
+        )
 
 
 def _print_memory(console: Console, result: Plan) -> None:

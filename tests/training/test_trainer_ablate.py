@@ -64,15 +64,17 @@ def test_a_difference_needs_every_seed() -> None:
     assert Difference("code", "b", 2, 2, -0.1, -0.2, -0.01, (-0.2, 0.01)).verdict == "not told apart"
 
 
-def test_the_studies_change_only_what_they_study(tmp_path: Path) -> None:
-    mixes = [load_recipe("ablate-mix", v.overrides) for v in mix_study(tmp_path).variants]
+@pytest.mark.parametrize("recipe", ["ablate-mix", "cpt-350m"])
+def test_the_studies_change_only_what_they_study(tmp_path: Path, recipe: str) -> None:
+    """Also where the recipe has sources of its own."""
+    mixes = [load_recipe(recipe, v.overrides) for v in mix_study(tmp_path, recipe).variants]
     assert [{k: s.weight for k, s in c.data.sources.items()} for c in mixes] == [
         {"code": 78, "text": 12, "math": 10},
         {"code": 92.7, "text": 4.9, "math": 2.4},
         {"code": 100},
     ]
     assert len({c.seed for c in mixes}) == len({c.data.fim for c in mixes}) == 1
-    rates = [load_recipe("ablate-fim", v.overrides) for v in fim_study(tmp_path).variants]
+    rates = [load_recipe(recipe, v.overrides) for v in fim_study(tmp_path, recipe).variants]
     assert [c.data.fim.rate for c in rates] == [0.0, 0.15, 0.25, 0.3]
     assert len({tuple(c.data.sources) for c in rates}) == 1
 

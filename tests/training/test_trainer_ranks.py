@@ -14,7 +14,10 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from toy import PoisonedStream, poison_losses, toy_config
 
+from mify.curation.documents import Document, write_documents
+from mify.data.shards import write_shards
 from mify.model import Model
+from mify.tokenizer import train_tokenizer
 from mify.training import run_state
 from mify.training.metrics import read_metrics, without_times
 from mify.training.trainer import train
@@ -37,6 +40,10 @@ def quiet(step: int, steps: int, record: dict) -> None:
 
 def run_ranks(count: int, folder: Path, *arguments: str) -> None:
     """Toy runs on `count` processes, as torchrun would start them."""
+    on_ranks(count, [str(TOY), str(folder), *arguments])
+
+
+def on_ranks(count: int, command: list[str]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -46,7 +53,7 @@ def run_ranks(count: int, folder: Path, *arguments: str) -> None:
             "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-        processes.append(subprocess.Popen([sys.executable, str(TOY), str(folder), *arguments], env=env))
+        processes.append(subprocess.Popen([sys.executable, *command], env=env))
     assert [process.wait(timeout=240) for process in processes] == [0] * count
 
 
@@ -108,6 +115,47 @@ def test_a_run_of_one_goes_on_with_two(alone: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "more" / "checkpoints" / "step-00000012")
     run_ranks(2, tmp_path, "--name=more")
     assert_close(alone, tmp_path / "more", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_of_four_goes_on_with_two(alone: Path, tmp_path: Path) -> None:
+    run_ranks(4, tmp_path, "--name=fewer", "--parallel.shard=hsdp", "--parallel.hsdp_shards=2")
+    shutil.rmtree(tmp_path / "fewer" / "checkpoints" / "step-00000012")
+    run_ranks(2, tmp_path, "--name=fewer")
+    assert_close(alone, tmp_path / "fewer", tmp_path)
+
+
+@pytest.mark.slow
+def test_compiled_layers_with_selective_recomputation_train_as_plain_ones(alone: Path, tmp_path: Path) -> None:
+    options = ("--parallel.compile=true", "--parallel.activation_checkpointing=selective")
+    train(toy_config(tmp_path, "--name=compiled", *options), quiet)
+    assert_close(alone, tmp_path / "compiled", tmp_path)
+
+
+def test_two_ranks_evaluate_in_the_loop_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bits per byte and infilled lines of a sharded model, amid training, through the command."""
+    from mify.training import data
+
+    monkeypatch.setattr(run_state, "open_stream", data.open_stream)
+    texts = [f"def f{i}(a, b):\n    total = a * {i} + b\n    return total\n" * (1 + i % 5) for i in range(60)]
+    documents = [Document.create(t, "code", "Python", "MIT", "s", "r", str(i)) for i, t in enumerate(texts)]
+    write_shards(documents[6:], train_tokenizer(texts, 400), tmp_path / "tokens")
+    write_documents(tmp_path / "held_out.parquet", documents[:6])
+    overrides = (
+        f"--data.sources.code.path={tmp_path / 'tokens'}", "--data.sources.code.weight=1", "--model.vocab_size=400",
+        "--data.context=128", "--data.rows_per_step=4", f"--evaluation.held_out={tmp_path / 'held_out.parquet'}",
+        "--evaluation.every_steps=2", "--evaluation.infilling=2", "--steps=4", "--schedule.decay_steps=1",
+    )  # fmt: skip
+    train(toy_config(tmp_path, "--name=one", *overrides), quiet)
+    recipe = str(TOY.with_suffix(".toml"))
+    on_ranks(2, ["-m", "mify.training.train", recipe, f"--folder={tmp_path}", "--name=two", *overrides])
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    scores = [[r for r in records if "held_out_bits_per_byte" in r] for records in (one, two)]
+    assert [record["step"] for record in scores[1]] == [2, 4]
+    for first, second in zip(*scores, strict=True):
+        assert second["held_out_bits_per_byte"] == pytest.approx(first["held_out_bits_per_byte"], rel=1e-6)
+        assert second["infilling_exact_match"] == first["infilling_exact_match"]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
 
 
 def test_bf16_products_train_nearly_alike(two_ranks: Path, alone: Path, tmp_path: Path) -> None:
