@@ -25,6 +25,7 @@ from mify.post.functions import check_functions
 
 from .ablate import Difference, Say, compare
 from .config import TrainConfig, load_recipe
+from .objectives.conversations import conversation_files
 
 METRIC = "answers"
 Losses = list[tuple[str, int, float]]  # of each held-out conversation: its key, tokens with loss, nats
@@ -145,11 +146,8 @@ def answer_losses(model: Model, conversations: Sequence[Conversation]) -> Losses
 
 def _split(path: Path, folder: Path, held_out: int) -> tuple[int, list[Conversation]]:
     """Writes folder/training.jsonl; returns how many it holds, and those held out: the first by a hash of their own."""
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise MifyError(f"{path} holds no .jsonl file of conversations", "`mify convert` makes them")
     known: dict[bytes, Conversation] = {}
-    for file in files:
+    for file in conversation_files(path):
         for line in file.read_bytes().splitlines():
             try:
                 conversation = Conversation.from_json(line)

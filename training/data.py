@@ -100,4 +100,5 @@ def _conversations(config: TrainConfig, world: World) -> Stream:
         rank=world.rank,
         world_size=world.size,
         skip=data.skip,
+        cache=config.run_folder / "conversations",
     )

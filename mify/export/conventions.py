@@ -36,12 +36,12 @@ class Conventions:
 
         Text ends at the end-of-text token, a chat turn at `<|im_end|>`: a base model never writes the latter, so
         naming both is right for base and chat models. Nothing is put before a prompt. A vocabulary with tokens for
-        turns and calls has the chat template that they are for.
+        turns has the chat template that they are for, which is also what fine-tuning trains on.
         """
         if tokenizer is None:
             return cls()
         ends = [token for token in (tokenizer.eot_id, tokenizer.im_end_id) if token is not None]
         pad = tokenizer.pad_id if tokenizer.pad_id is not None else (ends[0] if ends else None)
-        calls = all(name in tokenizer.special for name in ("<tool_call>", "</tool_call>", IM_START, IM_END))
-        template = CHAT_TEMPLATE if calls else None
+        turns = IM_START in tokenizer.special and IM_END in tokenizer.special
+        template = CHAT_TEMPLATE if turns else None
         return cls(bos_id=tokenizer.eot_id, eos_ids=tuple(ends), pad_id=pad, chat_template=template)

@@ -301,3 +301,37 @@ def test_the_report_shows_what_was_left_out(folder: Path, tokenizer: Tokenizer, 
     page = _conversations(stream(folder, tokenizer).ledger())
     assert "too long" in page
     assert "<td class=n>40</td>" in page
+
+
+def test_what_was_rendered_is_kept_and_made_anew_for_other_files(
+    folder: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mify.training.objectives import conversations
+
+    cache = tmp_path / "cache" / "conversations"
+    first = stream(folder, tokenizer, cache=cache)
+    names = first.documents_after(first.state_dict())
+    rendered: list[int] = []
+    render_one = conversations.render
+
+    def counted(*arguments: Any) -> Any:
+        rendered.append(1)
+        return render_one(*arguments)
+
+    monkeypatch.setattr(conversations, "render", counted)
+    second = stream(folder, tokenizer, cache=cache)
+    assert not rendered
+    assert second.ledger() == first.ledger()
+    assert second.notes() == first.notes()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(next(iter(second)).tokens, next(iter(first)).tokens)
+    skipping = stream(folder, tokenizer, cache=cache, skip=names[0])
+    assert not rendered
+    assert next(iter(skipping)).split(4)[0].num_labels == 0
+    (folder / "chat.jsonl").write_text("\n".join(lines(5)), encoding="utf-8")
+    assert stream(folder, tokenizer, cache=cache).ledger()["chat"]["conversations"] == 5
+    assert len(rendered) == 5
+    other = stream(folder, tokenizer, cache=cache, context=512, rank=1, world_size=2)
+    assert len(rendered) == 10
+    assert other.context == 512
+    assert not list(cache.parent.glob(".*"))

@@ -10,6 +10,8 @@ a smaller stage's conversations are among those of a larger one, whatever else i
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import mify
 from mify.errors import MifyError
+from mify.files import atomic_folder, read_json, sha256_file, write_json
 from mify.post.chat import BadConversation, Conversation, check, render
 from mify.post.convert import Tally
 from mify.post.functions import check_functions
@@ -57,7 +61,14 @@ class Counts:
     supervised_cut: int = 0
     tally: Tally = field(default_factory=Tally)
 
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Counts:
+        """Of its fields as plain values."""
+        tally = values["tally"]
+        return Counts(**values | {"tally": Tally(**tally | {"reasons": Counter(tally["reasons"])})})
+
     def to_dict(self) -> dict[str, Any]:
+        """As the ledger has it."""
         counts: dict[str, Any] = {key: value for key, value in vars(self).items() if key != "tally"}
         return counts | {"rejected": dict(self.tally.reasons)}
 
@@ -72,11 +83,12 @@ class Counts:
 
 
 class ConversationSet:
-    """Conversations in memory: 5 bytes a token.
+    """Conversations as token ids, in memory or mapped from a file: 5 bytes a token.
 
     Attributes:
         ids: (tokens,) uint32, and loss: (tokens,) bool, one conversation behind the other; number i from offsets[i] on.
-        source: (conversations,) number of its source. keys: SHA-256 of what each says.
+        source: (conversations,) number of its source. keys: (conversations, 32) SHA-256 of what each says.
+        counts: what became of each source's lines.
         fingerprint: SHA-256 over the tokenizer and all that is kept, in its order.
     """
 
@@ -88,38 +100,46 @@ class ConversationSet:
         *,
         context: int,
         skip: Collection[str] = (),
+        cache: Path | None = None,
+        write_cache: bool = True,
     ) -> None:
-        """Args: skip: the first 16 digits of keys of conversations that keep their place and carry no loss."""
+        """Args:
+        skip: the first 16 digits of keys of conversations that keep their place and carry no loss.
+        cache: a folder that holds what was made of the same files before, or will: 0.5 ms a conversation are saved.
+        """
         self.sources = list(sources)
-        self.counts = [Counts() for _ in sources]
-        parts: list[tuple[NDArray[np.uint32], NDArray[np.bool_]]] = []
-        numbers: list[int] = []
-        self.keys: list[bytes] = []
-        blanked = {identity[:16] for identity in skip}
-        content = hashlib.sha256(tokenizer.fingerprint.encode())
-        for number, source in enumerate(sources):
+        for source in sources:
             _check_source(source, sources)
-            for ids, loss, key in _read(source, self.counts[number], tokenizer, rules, context):
-                content.update(key)
-                carries = np.array(loss, np.bool_) & (key.hex()[:16] not in blanked)
-                parts.append((np.array(ids, np.uint32), carries))
-                numbers.append(number)
-                self.keys.append(key)
-        if not parts:
+        identity = _identity(sources, tokenizer, rules, context) if cache is not None else ""
+        found = _load(cache, identity) if cache is not None else None
+        if found is None:
+            found = _read_all(sources, tokenizer, rules, context)
+            if cache is not None and write_cache:
+                _store(cache, identity, *found)
+        arrays, counts = found
+        self.counts = [Counts.from_dict(values) for values in counts]
+        self.ids, self.loss, self.offsets = arrays["ids"], arrays["loss"], arrays["offsets"]
+        self.source, self.keys = arrays["source"], arrays["keys"]
+        if len(self) == 0:
             raise MifyError("no conversation fits the context", f"raise data.context above {context}")
-        self.ids = np.concatenate([ids for ids, _ in parts])
-        self.loss = np.concatenate([loss for _, loss in parts])
-        self.offsets = np.cumsum([0, *(len(ids) for ids, _ in parts)], dtype=np.int64)
-        self.source = np.array(numbers, np.int64)
+        content = hashlib.sha256(tokenizer.fingerprint.encode())
+        content.update(np.ascontiguousarray(self.keys).tobytes())
+        content.update(np.ascontiguousarray(self.offsets).tobytes())
         self.fingerprint = content.hexdigest()
         self._orders: dict[int, list[int]] = {}
+        blanked = {name[:16] for name in skip}
+        hit = [number for number in range(len(self)) if self.identity(number) in blanked] if blanked else []
+        if hit:
+            self.loss = self.loss.copy()
+            for number in hit:
+                self.loss[self.offsets[number] : self.offsets[number + 1]] = False
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def identity(self, number: int) -> str:
         """64 bits of a conversation's key, in hexadecimal: what `data.skip` takes."""
-        return self.keys[number].hex()[:16]
+        return bytes(self.keys[number, :8]).hex()
 
     def chosen(self, seed: int, size: int | None = None) -> list[int]:
         """The conversations that a stage sees, ascending.
@@ -151,7 +171,7 @@ class ConversationSet:
     def _order(self, seed: int) -> list[int]:
         if seed not in self._orders:
             salt = seed.to_bytes(8, "little", signed=True)
-            hashes = [hashlib.blake2b(key, digest_size=16, key=salt).digest() for key in self.keys]
+            hashes = [hashlib.blake2b(key.tobytes(), digest_size=16, key=salt).digest() for key in self.keys]
             self._orders = {seed: sorted(range(len(hashes)), key=lambda number: (hashes[number], number))}
         return self._orders[seed]
 
@@ -178,6 +198,60 @@ def _check_source(source: Source, sources: Sequence[Source]) -> None:
             f"data.sources.{source.name} has parts = {source.parts} and weight = {source.weight}",
             "parts are whole numbers from 1 on, and go with weight = 1: a weight would change their ratio",
         )
+
+
+_Arrays = dict[str, NDArray[Any]]
+_FORMAT, _VERSION = "mify-rendered-conversations", 1
+
+
+def _read_all(
+    sources: Sequence[Source], tokenizer: Tokenizer, rules: ConversationsSection, context: int
+) -> tuple[_Arrays, list[dict[str, Any]]]:
+    counts = [Counts() for _ in sources]
+    ids: list[NDArray[np.uint32]] = []
+    loss: list[NDArray[np.bool_]] = []
+    numbers: list[int] = []
+    keys: list[bytes] = []
+    for number, source in enumerate(sources):
+        for tokens, carries, key in _read(source, counts[number], tokenizer, rules, context):
+            ids.append(np.array(tokens, np.uint32))
+            loss.append(np.array(carries, np.bool_))
+            numbers.append(number)
+            keys.append(key)
+    arrays: _Arrays = {
+        "ids": np.concatenate(ids) if ids else np.zeros(0, np.uint32),
+        "loss": np.concatenate(loss) if loss else np.zeros(0, np.bool_),
+        "offsets": np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        "source": np.array(numbers, np.int64),
+        "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32),
+    }
+    return arrays, [vars(count) | {"tally": count.tally.to_dict()} for count in counts]
+
+
+def _identity(sources: Sequence[Source], tokenizer: Tokenizer, rules: ConversationsSection, context: int) -> str:
+    """SHA-256 over all that what is read depends on: the files, the tokenizer, the template, the rules, this mify."""
+    from mify.export.chat_template import CHAT_TEMPLATE
+
+    files = [[source.name, [[f.name, sha256_file(f)] for f in conversation_files(source.path)]] for source in sources]
+    said = [files, tokenizer.fingerprint, CHAT_TEMPLATE, rules.too_long, rules.bad, context, mify.__version__]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _load(cache: Path, identity: str) -> tuple[_Arrays, list[dict[str, Any]]] | None:
+    if not (cache / "meta.json").is_file():
+        return None
+    meta = read_json(cache / "meta.json")
+    if (meta["format"], meta["version"], meta["identity"]) != (_FORMAT, _VERSION, identity):
+        return None
+    return {name: np.load(cache / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]}, meta["counts"]
+
+
+def _store(cache: Path, identity: str, arrays: _Arrays, counts: list[dict[str, Any]]) -> None:
+    meta = {"format": _FORMAT, "version": _VERSION, "identity": identity, "arrays": list(arrays), "counts": counts}
+    with atomic_folder(cache) as temporary:
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        write_json(temporary / "meta.json", meta)
 
 
 def _read(
@@ -232,3 +306,14 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield f"{file}, line {number}", line
+
+
+def conversation_files(path: Path) -> list[Path]:
+    """The .jsonl files of a source. Raises MifyError where there are none."""
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise MifyError(
+            f"{path} holds no .jsonl file of conversations",
+            'give lines of {"messages": [...]}: mify convert makes them',
+        )
+    return files

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class ConversationStream:
         rules: what becomes of conversations that are too long or bad, and the stages.
         rank, world_size: this process makes rows [rank, rank + 1) * rows_per_step / world_size of each batch.
         skip: identities of conversations that keep their place and carry no loss.
+        cache: a folder for the conversations' ids, so that a run that goes on need not make them again.
 
     Raises:
         MifyError: nothing there, a line that is no conversation (named by file and line), a tokenizer without ChatML's
@@ -53,13 +55,16 @@ class ConversationStream:
         rank: int = 0,
         world_size: int = 1,
         skip: Collection[str] = (),
+        cache: Path | None = None,
     ) -> None:
         if rows_per_step % world_size:
             raise MifyError(f"rows_per_step = {rows_per_step} does not divide over {world_size} ranks", "change one")
         self.context, self.rows_per_step, self.seed = context, rows_per_step, seed
         self.rank, self.world_size = rank, world_size
         self.rules = rules if rules is not None else ConversationsSection()
-        self.conversations = ConversationSet(sources, tokenizer, self.rules, context=context, skip=skip)
+        self.conversations = ConversationSet(
+            sources, tokenizer, self.rules, context=context, skip=skip, cache=cache, write_cache=rank == 0
+        )
         self.tokens = [0] * len(sources)
         self.supervised = [0] * len(sources)
         self._pad = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eot_id or 0
