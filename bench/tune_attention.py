@@ -7,7 +7,7 @@ shape (`mify.kernels.measured`), whoever wrote it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,18 +66,7 @@ class Attention:
 
     def backends(self) -> tuple[str, ...]:
         """Those that run here, in the order that the rules give."""
-        import torch
-
-        from mify.kernels import dispatch
-
-        device, shape = dispatch.describe(torch.device(self.device)), self.shape()
-        names = []
-        for name in dispatch.order("gqa", device, self.dtype, shape, ()):
-            try:
-                names.append(dispatch.choose("gqa", f"gqa={name}", device, self.dtype, shape, ()))
-            except ValueError:
-                continue  # it says why in `mify doctor`
-        return tuple(name for name in names if name != TOO_SLOW)
+        return runnable("gqa", self.device, self.dtype, self.shape())
 
     def make(self) -> Callable[[], tuple[Any, ...]]:
         """A call that returns the output and its gradients."""
@@ -93,6 +82,21 @@ class Attention:
             return out.detach(), *torch.autograd.grad(out, (q, k, v), grad)
 
         return call
+
+
+def runnable(op: str, device: str, dtype: Any, shape: Mapping[str, int]) -> tuple[str, ...]:
+    """The backends of an op that run here, in the order that the rules give; without the slow reference."""
+    import torch
+
+    from mify.kernels import dispatch
+
+    described, names = dispatch.describe(torch.device(device)), []
+    for name in dispatch.order(op, described, dtype, shape, ()):
+        try:
+            names.append(dispatch.choose(op, f"{op}={name}", described, dtype, shape, ()))
+        except ValueError:
+            continue  # it says why in `mify doctor`
+    return tuple(name for name in names if name != TOO_SLOW)
 
 
 def attention_shapes(device: str, dtype: Any, *, scale: int = 1) -> list[Attention]:

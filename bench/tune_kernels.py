@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mify.bench.rows import Row, write_results
-from mify.bench.tune_attention import attention_shapes
+from mify.bench.tune_attention import attention_shapes, runnable
 from mify.kernels import measured
 
 Call = Callable[[], Any]
@@ -97,11 +97,13 @@ def knobs(device: str, dtype: Any, *, scale: int = 1) -> list[Knob]:
         Knob(kernel, {"size": size}, tuple(label(candidate) for candidate in candidates), cases, make)
         for kernel, size, candidates, cases, make in found
     ]
-    return [*result, *_attention(inputs, device, dtype), *_backends(device, dtype, scale)]
+    return [*result, *_attention(inputs, device, dtype), *_backends(inputs, device, dtype, scale)]
 
 
-def _backends(device: str, dtype: Any, scale: int) -> list[Knob]:
-    return [
+def _backends(inputs: _Inputs, device: str, dtype: Any, scale: int) -> list[Knob]:
+    both = {"size": 2560, "transpose": 1}
+    names = runnable("norm_fp8", device, dtype, both)
+    return [Knob("norm_fp8", both, names, ("norm-fp8-both*",), inputs.norm_to_fp8)] + [
         Knob("gqa", attention.shape(), attention.backends(), (attention.case,), attention.make)
         for attention in attention_shapes(device, dtype, scale=scale)
     ]
@@ -207,6 +209,18 @@ class _Inputs:
             return lambda: norm_fp8_triton.forward(x, residual, weight, 1e-5, scale, transpose)[0][0]
 
         return make
+
+    def norm_to_fp8(self) -> Call:
+        from mify.kernels.norm.norm_fp8 import rms_norm_fp8
+
+        x, residual, weight = self.random(self.tokens, 2560), self.random(self.tokens, 2560, seed=2), self.random(2560)
+
+        def call() -> Any:
+            got = rms_norm_fp8(x, weight, residual=residual)
+            # Not the FP8 data: where 1/rms is rounded otherwise a value may be a whole step of E4M3 off.
+            return got.quantized.scale, got.quantized.scale_t, got.total, got.inverse
+
+        return call
 
     def attention(self, backward: bool, deterministic: bool) -> Callable[[], Call]:
         def make() -> Call:

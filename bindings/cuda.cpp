@@ -1,47 +1,19 @@
 // mify._cuda: CUDA kernels behind raw pointers and a stream. No torch header, and importable without a driver.
-#include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 
-#include <stdexcept>
 #include <string>
 
 #include "attention/gqa_decode.hpp"
+#include "cuda_checks.hpp"
 
 namespace py = pybind11;
 
 void bind_fim_pack(py::module_& m);
+void bind_norm_fp8(py::module_& m);
 
 namespace {
 
-using Address = uintptr_t;
-
-void require(bool condition, const std::string& what) {
-  if (!condition) throw std::invalid_argument(what);
-}
-
-template <class T>
-T* pointer(Address address, const char* name, int alignment) {
-  require(address != 0, std::string(name) + " is a null pointer");
-  require(address % alignment == 0, std::string(name) + " is not aligned to " + std::to_string(alignment) +
-                                        " bytes; copy it to a tensor of its own");
-  return reinterpret_cast<T*>(address);
-}
-
-void multiple(int64_t value, int64_t of, const char* name) {
-  require(value % of == 0, std::string(name) + " is " + std::to_string(value) + "; it must be a multiple of " +
-                               std::to_string(of) + " elements, so that rows begin at 16 bytes");
-}
-
-void between(int64_t value, int64_t least, int64_t most, const char* name) {
-  require(value >= least && value <= most, std::string(name) + " is " + std::to_string(value) + "; it must be " +
-                                               std::to_string(least) + " to " + std::to_string(most));
-}
-
-void succeeded(int code, const char* what) {
-  if (code == 0) return;
-  const char* text = cudaGetErrorString(static_cast<cudaError_t>(code));
-  throw std::runtime_error(std::string(what) + " failed: " + text);
-}
+using namespace cuda_checks;
 
 mify::KvType kv_type(const std::string& name) {
   require(name == "bf16" || name == "fp8_e4m3", "kv_type is '" + name + "'; it must be 'bf16' or 'fp8_e4m3'");
@@ -152,4 +124,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("gqa_decode_info", &gqa_decode_info, py::arg("head_dim"), py::arg("kv_type"), py::arg("group"),
         "Registers, local bytes, shared bytes and threads of the kernel for these figures, on the current device.");
   bind_fim_pack(m);
+  bind_norm_fp8(m);
 }

@@ -109,6 +109,7 @@ def order(
     op: str, device: Device, dtype: torch.dtype, shape: Shape, table: Sequence[measured.Entry] | None = None
 ) -> tuple[str, ...]:
     """The backends of `op` as "auto" tries them. `table`: what was measured; None is the committed table."""
+    _known(op)
     prefer, like = _RULES.get(op, (None, None))
     first: Sequence[str] = ()
     if like is not None and device.name:

@@ -73,6 +73,52 @@ MIFY_DEVICE float quiet_nan() {
   return __int_as_float(0x7fffffff);
 }
 
+MIFY_DEVICE float as_float(uint32_t bits) {
+  return __uint_as_float(bits);
+}
+// As IEEE asks, whatever the compiler was told of fast mathematics.
+MIFY_DEVICE float divide(float a, float b) {
+  return __fdiv_rn(a, b);
+}
+MIFY_DEVICE float square_root(float x) {
+  return __fsqrt_rn(x);
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+// What needs these is not launched on older GPUs, but parsed for them.
+MIFY_DEVICE void cluster_sync() {
+  __trap();
+}
+MIFY_DEVICE float load_cluster(const float*, int) {
+  __trap();
+  return 0.0f;
+}
+MIFY_DEVICE uint32_t pack_e4m3(float, float) {
+  __trap();
+  return 0;
+}
+#else
+// A barrier of all threads of the cluster, with what they wrote before seen by all.
+MIFY_DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// The number that lies in the shared memory of the cluster's block `rank` where `mine` lies in this block's.
+MIFY_DEVICE float load_cluster(const float* mine, int rank) {
+  const uint32_t here = static_cast<uint32_t>(__cvta_generic_to_shared(mine));
+  uint32_t there;
+  float value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(there) : "memory");
+  return value;
+}
+// Two numbers to the nearest e4m3 values, ties to even, saturating; NaN stays NaN. `low` is the lower byte.
+MIFY_DEVICE uint32_t pack_e4m3(float low, float high) {
+  uint16_t packed;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+#endif
+
 MIFY_DEVICE uint32_t pack_bf16(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));

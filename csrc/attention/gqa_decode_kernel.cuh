@@ -133,15 +133,7 @@ struct GqaDecodeBlock {
   }
 
   MIFY_DEVICE static uint32_t bf16_to_f16(uint32_t pair) {
-    return device::pack_f16(as_float(pair << 16), as_float(pair & 0xffff0000u));
-  }
-  MIFY_DEVICE static float as_float(uint32_t bits) {
-    union {
-      uint32_t from;
-      float to;
-    } cast;
-    cast.from = bits;
-    return cast.to;
+    return device::pack_f16(device::as_float(pair << 16), device::as_float(pair & 0xffff0000u));
   }
 
   // The page of the 16 keys at `key`, and whether it may be read. All threads of the warp ask for the same key.
@@ -224,7 +216,7 @@ struct GqaDecodeBlock {
 
   // Turns scores into weights (P^T fragments), rescaling what was summed under a smaller maximum. `left` keys are real.
   MIFY_DEVICE void soften(const float (&scores)[C::NQ][4], int left, float scale_log2, uint32_t (&weights)[C::NQ][2]) {
-    const float infinity = as_float(0x7f800000u);
+    const float infinity = device::as_float(0x7f800000u);
 #pragma unroll
     for (int tile = 0; tile < C::NQ; ++tile) {
       float s[4];
@@ -312,7 +304,7 @@ struct GqaDecodeBlock {
 #pragma unroll
       for (int column = 0; column < 2; ++column) {
         sum[tile][column] = 0.0f;
-        maximum[tile][column] = as_float(0xff800000u);
+        maximum[tile][column] = device::as_float(0xff800000u);
 #pragma unroll
         for (int row = 0; row < C::TILES; ++row) o[tile][row][column] = o[tile][row][column + 2] = 0.0f;
       }
@@ -358,7 +350,7 @@ struct GqaDecodeBlock {
       const float m = maxima[w * C::HEADS + in_group];
       highest = m > highest ? m : highest;
     }
-    const float base = highest == as_float(0xff800000u) ? 0.0f : highest;
+    const float base = highest == device::as_float(0xff800000u) ? 0.0f : highest;
     float4 all;
     all.x = all.y = all.z = all.w = 0.0f;
     float l = 0.0f;
@@ -422,12 +414,12 @@ struct GqaDecodeBlock {
     const float* rows = partial_rows();
     for (int at = thread; at < p.group * (C::D / 4); at += C::THREADS) {
       const int in_group = at / (C::D / 4), dim = at % (C::D / 4) * 4;
-      float highest = as_float(0xff800000u);
+      float highest = device::as_float(0xff800000u);
       for (int s = 0; s < active; ++s) {
         const float m = statistics[(s * p.group + in_group) * 2];
         highest = m > highest ? m : highest;
       }
-      const float base = highest == as_float(0xff800000u) ? 0.0f : highest;
+      const float base = highest == device::as_float(0xff800000u) ? 0.0f : highest;
       float4 all;
       all.x = all.y = all.z = all.w = 0.0f;
       float l = 0.0f;

@@ -15,18 +15,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mify.kernels import checks, dispatch
+from mify.kernels import checks, dispatch, measured
 from mify.kernels.quantize import fp8
 from mify.kernels.quantize.fp8 import Fp8
 
-from . import norm, norm_fp8_ref
+from . import norm, norm_fp8_cuda, norm_fp8_ref
 
 
 def _triton_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> str:
     return fp8.triton_refuses(device, dtype, shape) or norm.triton_refuses(device, dtype, shape)
 
 
-dispatch.register("norm_fp8", dispatch.Backend("triton", _triton_refuses), dispatch.Backend("ref", lambda *_: ""))
+dispatch.register(
+    "norm_fp8",
+    dispatch.Backend("cuda", norm_fp8_cuda.refuses),
+    dispatch.Backend("triton", _triton_refuses),
+    dispatch.Backend("ref", lambda *_: ""),
+    like=measured.Like(equal=("size", "transpose")),
+)
 
 
 class NormFp8(NamedTuple):
@@ -47,8 +53,9 @@ class NormFp8(NamedTuple):
 def _op(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, scale: Tensor | None, transpose: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    forward = norm_fp8_ref.forward
-    if dispatch.resolve("norm_fp8", impl, x, {"size": x.shape[1]}) == "triton":
+    backend = dispatch.resolve("norm_fp8", impl, x, {"size": x.shape[1], "transpose": int(transpose)})
+    forward = norm_fp8_cuda.forward if backend == "cuda" else norm_fp8_ref.forward
+    if backend == "triton":
         from . import norm_fp8_triton
 
         forward = norm_fp8_triton.forward

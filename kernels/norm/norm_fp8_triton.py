@@ -28,7 +28,6 @@ from mify.kernels.quantize.quantize_triton import (
     tile_case,
     tile_rows,
     to_e4m3,
-    with_amax,
 )
 
 from .norm_triton import normed_row, row_launches
@@ -179,7 +178,7 @@ def forward(
                 x, residual, total, weight, inverse, *parts[:2], scale, largest, *strides, tokens, size, eps,
                 BLOCK=_row_block(size), **common,
             )  # fmt: skip
-    return with_amax(parts, largest, scale), total, inverse
+    return fp8.with_amax(parts, largest, scale), total, inverse
 
 
 def _row_block(size: int) -> int:

@@ -90,6 +90,11 @@ def collect(parts: Parts, scale: Tensor | None, transpose: bool) -> Fp8:
     return Fp8(data, scales, data_t if transpose else None, scales_t if transpose else None, None)
 
 
+def with_amax(parts: Parts, largest: Tensor, scale: Tensor | None) -> Parts:
+    """The parts, with the largest of the tiles' largest values where the scale is a delayed one."""
+    return parts if scale is None else (*parts[:4], largest.amax())
+
+
 def check_scale(scale: Tensor | None, name: str, x: Tensor) -> None:
     """Raises unless `scale` is None or a positive fp32 scalar tensor beside x. On a GPU its value is not read."""
     if scale is None:

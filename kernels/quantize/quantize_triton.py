@@ -182,12 +182,7 @@ def by_tiles(name: str, kernel: Any, inputs: tuple[Tensor, ...], scale: Tensor |
             BLOCKS=scale is None, TRANSPOSE=transpose, EMULATE=not x.is_cuda, BLOCK_R=rows,
             **chosen(kind(name, scale is None, transpose), x, features, launches(rows)), **LAUNCH,
         )  # fmt: skip
-    return with_amax(parts, largest, scale)
-
-
-def with_amax(parts: Parts, largest: Tensor, scale: Tensor | None) -> Parts:
-    """The parts, with the largest of the tiles' largest values where the scale is a delayed one."""
-    return parts if scale is None else (*parts[:4], largest.amax())
+    return fp8.with_amax(parts, largest, scale)
 
 
 def cases() -> list[Case]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import emulated
 import pytest
 import torch
 from fim_pack_oracle import Batch, assert_same, random_inputs
@@ -38,20 +38,7 @@ class Params(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def emulator(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler to build the emulation with")
-    library = tmp_path_factory.mktemp("emulation") / "fim_pack.so"
-    folder = checkout / "tests" / "kernels" / "emulation"
-    command = [compiler, "-std=c++20", "-O1", "-Wall", "-Wextra", "-fPIC", "-shared"]
-    command += ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
-    command += [f"-I{checkout / 'csrc'}", f"-I{folder}", str(folder / "fim_pack_emulated.cpp"), "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "warning" not in done.stderr, done.stderr[-4000:]
-    loaded = ctypes.CDLL(str(library))
-    assert loaded.params_bytes() == ctypes.sizeof(Params)
-    return loaded
+    return emulated.library("fim_pack", Params, checkout, tmp_path_factory.mktemp("emulation"))
 
 
 def emulate(emulator: ctypes.CDLL, batch: Batch, arguments: dict[str, Any], spans: bool, seed: int) -> Batch:

@@ -202,11 +202,12 @@ def test_old_gpus_are_refused_with_the_reason() -> None:
     from mify.kernels import dispatch
 
     ampere, hopper = dispatch.Device("cuda", (8, 0)), dispatch.Device("cuda", (9, 0))
+    shape = {"size": 2560, "transpose": 0}
     for op in ("quantize", "norm_fp8", "glu_fp8"):
-        assert dispatch.choose(op, "auto", ampere, torch.bfloat16, {"size": 2560}) == "ref"
-        assert dispatch.choose(op, "auto", hopper, torch.bfloat16, {"size": 2560}) == "triton"
+        assert dispatch.choose(op, "auto", ampere, torch.bfloat16, shape) == "ref"
+        assert dispatch.choose(op, "auto", hopper, torch.bfloat16, shape) == "triton"
         with pytest.raises(ValueError, match=r"8\.9"):
-            dispatch.choose(op, "triton", ampere, torch.bfloat16, {"size": 2560})
+            dispatch.choose(op, "triton", ampere, torch.bfloat16, shape)
 
 
 def test_dtype() -> None:

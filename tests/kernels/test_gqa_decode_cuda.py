@@ -11,12 +11,10 @@ import importlib.util
 import itertools
 import math
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import emulated
 import pytest
 import torch
 from torch import Tensor
@@ -49,32 +47,8 @@ class Params(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def emulator(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler to build the emulation with")
-    if sys.platform != "linux":
-        pytest.skip("the emulation switches contexts as Linux does")
-    library = tmp_path_factory.mktemp("emulation") / "gqa_decode.so"
-    folder = checkout / "tests" / "kernels" / "emulation"
-    undefined = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
-    command = [
-        compiler,
-        "-std=c++20",
-        "-O1",
-        "-Wall",
-        "-Wextra",
-        "-Wno-unknown-pragmas",
-        "-fPIC",
-        "-shared",
-        *undefined,
-    ]
-    command += [f"-I{checkout / 'csrc'}", f"-I{folder}", str(folder / "gqa_decode_emulated.cpp"), "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "warning" not in done.stderr, done.stderr[-4000:]
-    loaded = ctypes.CDLL(str(library))
+    loaded = emulated.library("gqa_decode", Params, checkout, tmp_path_factory.mktemp("emulation"))
     loaded.emulation_error.restype = ctypes.c_char_p
-    assert loaded.params_bytes() == ctypes.sizeof(Params)
     return loaded
 
 

@@ -1,10 +1,11 @@
-// A GPU block on one CPU thread: every CUDA thread is a fiber, switched at synchronizations in an order drawn from a
-// seed.
+// A GPU block, or a cluster of them, on one CPU thread: every CUDA thread is a fiber, switched at synchronizations in
+// an order drawn from a seed.
 //
 // It is made to find mistakes, not to be fast. Shared memory begins as NaN. An asynchronous copy writes NaN at once and
 // its data only when the thread waits for it, so a missing wait, a missing barrier or a stage that is filled while
-// others still read it turns the result into NaN. Copies outside the registered global buffers end the run. A
-// collective that not all lanes reach is reported as a deadlock.
+// others still read it turns the result into NaN. Copies outside the registered global buffers end the run, and so does
+// a look into the shared memory of a block that has ended. A collective that not all lanes reach is reported as a
+// deadlock.
 #pragma once
 
 #include <ucontext.h>
@@ -65,12 +66,13 @@ struct Range {
 
 struct Block {
   std::vector<Fiber> fibers;
-  std::vector<Barrier> warps;
-  Barrier all;
+  std::vector<Barrier> warps, blocks;
+  Barrier cluster;
+  int threads = 0;  // of one block
   ucontext_t scheduler;
   int running = -1;
   char* shared = nullptr;
-  size_t shared_bytes = 0;
+  size_t shared_bytes = 0;  // of one block
   std::vector<Range> global;
   std::mt19937 random;
   uint64_t exchange[64][6][32];  // by warp, value and lane
@@ -112,6 +114,12 @@ inline int lane() {
 inline Barrier& warp_barrier() {
   return block->warps[block->running / 32];
 }
+inline int rank() {
+  return block->running / block->threads;
+}
+inline char* shared_of(int rank) {
+  return block->shared + rank * block->shared_bytes;
+}
 
 // Every lane gives values and sees those of all 32.
 template <int count>
@@ -140,24 +148,28 @@ inline void enter(unsigned low, unsigned high) {
   swapcontext(&block->fibers[block->running].context, &block->scheduler);
 }
 
-// Runs `body(thread)` for every thread of a block. Throws std::runtime_error with what went wrong.
+// Runs `body(thread)` for every thread of a block, or of `blocks` in a cluster, counted through, whose shared memory
+// lies one behind the other. Throws std::runtime_error with what went wrong.
 inline void run_block(int threads, size_t shared_bytes, const std::vector<Range>& global, unsigned seed, char* shared,
-                      const std::function<void(int)>& body) {
+                      const std::function<void(int)>& body, int blocks = 1) {
   Block state;
   block = &state;
   state.random.seed(seed);
   state.shared = shared;
   state.shared_bytes = shared_bytes;
   state.global = global;
-  std::memset(shared, 0xff, shared_bytes);
-  state.fibers.resize(threads);
-  state.warps.resize(threads / 32);
+  std::memset(shared, 0xff, shared_bytes * blocks);
+  state.threads = threads;
+  state.fibers.resize(threads * blocks);
+  state.warps.resize(threads * blocks / 32);
   for (Barrier& barrier : state.warps) barrier.expected = 32;
-  state.all.expected = threads;
+  state.blocks.resize(blocks);
+  for (Barrier& barrier : state.blocks) barrier.expected = threads;
+  state.cluster.expected = threads * blocks;
   constexpr size_t stack_bytes = 256 << 10;
   const uint64_t address = reinterpret_cast<uint64_t>(&body);
   for (Fiber& fiber : state.fibers) {
-    fiber.stack = std::make_unique<char[]>(stack_bytes);
+    fiber.stack = std::unique_ptr<char[]>(new char[stack_bytes]);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = stack_bytes;
@@ -169,7 +181,7 @@ inline void run_block(int threads, size_t shared_bytes, const std::vector<Range>
   while (state.error.empty()) {
     ready.clear();
     bool all_done = true;
-    for (int i = 0; i < threads; ++i) {
+    for (int i = 0; i < threads * blocks; ++i) {
       all_done &= state.fibers[i].done;
       if (runnable(state.fibers[i])) ready.push_back(i);
     }
@@ -242,6 +254,21 @@ inline float e4m3_to_float(uint8_t bits) {
   return bits & 0x80 ? -value : value;
 }
 
+// To the nearest, ties to even, saturating.
+inline uint8_t float_to_e4m3(float value) {
+  if (std::isnan(value)) return 0x7f;
+  const uint8_t sign = std::signbit(value) ? 0x80 : 0;
+  const float size = std::min(std::fabs(value), 448.0f);
+  if (size == 0.0f) return sign;
+  int exponent;
+  std::frexp(size, &exponent);                   // size = f * 2^exponent, 0.5 <= f < 1
+  const int scale = std::max(exponent - 4, -9);  // of the grid there
+  const float steps = std::nearbyint(std::ldexp(size, -scale));
+  if (scale == -9) return sign | static_cast<uint8_t>(steps);  // subnormal, or the first normal binade: 8 to 15 steps
+  const int carried = steps == 16.0f;
+  return sign | static_cast<uint8_t>((scale + 10 + carried) << 3) | static_cast<uint8_t>(carried ? 0 : steps - 8);
+}
+
 }  // namespace mify::emulation
 
 namespace mify::device {
@@ -249,7 +276,19 @@ namespace mify::device {
 namespace emu = mify::emulation;
 
 inline void block_sync() {
-  emu::wait(emu::block->all);
+  emu::wait(emu::block->blocks[emu::rank()]);
+}
+inline void cluster_sync() {
+  emu::wait(emu::block->cluster);
+}
+inline float load_cluster(const float* mine, int rank) {
+  for (int i = 0; i < emu::block->threads; ++i)
+    if (emu::block->fibers[rank * emu::block->threads + i].done)
+      emu::fail("the shared memory of a block that may have ended is read");
+  const char* const at = reinterpret_cast<const char*>(mine);
+  if (at < emu::shared_of(emu::rank()) || at + 4 > emu::shared_of(emu::rank()) + emu::block->shared_bytes)
+    emu::fail("an address in another block's shared memory is made from one that is not in this block's");
+  return *reinterpret_cast<const float*>(at - emu::shared_of(emu::rank()) + emu::shared_of(rank));
 }
 inline void warp_sync() {
   emu::wait(emu::warp_barrier());
@@ -286,7 +325,8 @@ inline float2 load_coherent(const float2* address) {
 inline void copy_async(void* shared, const void* global, bool valid) {
   char* to = static_cast<char*>(shared);
   const char* from = static_cast<const char*>(global);
-  if (to < emu::block->shared || to + 16 > emu::block->shared + emu::block->shared_bytes)
+  const char* const shared_begin = emu::shared_of(emu::rank());
+  if (to < shared_begin || to + 16 > shared_begin + emu::block->shared_bytes)
     emu::fail("a copy goes outside shared memory");
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
     emu::fail("a copy is not aligned");
@@ -325,6 +365,20 @@ inline float exp2_fast(float x) {
 }
 inline float quiet_nan() {
   return NAN;
+}
+inline float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline float divide(float a, float b) {
+  return a / b;
+}
+inline float square_root(float x) {
+  return std::sqrt(x);
+}
+inline uint32_t pack_e4m3(float low, float high) {
+  return emu::float_to_e4m3(low) | static_cast<uint32_t>(emu::float_to_e4m3(high)) << 8;
 }
 inline uint32_t pack_bf16(float low, float high) {
   return emu::float_to_bf16(low) | static_cast<uint32_t>(emu::float_to_bf16(high)) << 16;
