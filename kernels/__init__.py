@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mify.kernels.dispatch import last_impl
     from mify.kernels.loss.ce import cross_entropy
     from mify.kernels.loss.linear_ce import linear_cross_entropy
+    from mify.kernels.loss.linear_logp import linear_log_probs
     from mify.kernels.mlp.glu import swiglu
     from mify.kernels.norm.norm import add_rms_norm, rms_norm
     from mify.kernels.packing.fim_pack import pack_spans, unpack_rows
@@ -29,6 +30,7 @@ __all__ = [
     "gqa_extend",
     "last_impl",
     "linear_cross_entropy",
+    "linear_log_probs",
     "pack_spans",
     "rms_norm",
     "swiglu",
@@ -44,6 +46,7 @@ _LAZY = {
     "gqa_extend": "mify.kernels.attention.gqa_extend",
     "last_impl": "mify.kernels.dispatch",
     "linear_cross_entropy": "mify.kernels.loss.linear_ce",
+    "linear_log_probs": "mify.kernels.loss.linear_logp",
     "pack_spans": "mify.kernels.packing.fim_pack",
     "rms_norm": "mify.kernels.norm.norm",
     "swiglu": "mify.kernels.mlp.glu",

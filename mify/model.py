@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mify.config import ModelConfig
 from mify.errors import MifyError
-from mify.kernels import linear_cross_entropy
+from mify.kernels import linear_cross_entropy, linear_log_probs
 from mify.kernels.rope.rotary import rope_angles
 from mify.layers import Decoder
 
@@ -86,6 +86,11 @@ class Model(nn.Module):
         """The sum of the token losses (scalar, fp32) and the number of labelled tokens (scalar, int64)."""
         hidden = self(batch.tokens, batch.positions, batch.cu_seqlens, batch.max_seqlen)
         return linear_cross_entropy(hidden, self.head_weight, batch.labels, z_loss=z_loss, impl=self.impl)
+
+    def log_probs(self, batch: PackedBatch, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """(T,) log-probabilities of the labels and (T,) entropies of what was to be predicted, 0 without a label."""
+        hidden = self(batch.tokens, batch.positions, batch.cu_seqlens, batch.max_seqlen)
+        return linear_log_probs(hidden, self.head_weight, batch.labels, temperature=temperature)
 
     def num_parameters(self) -> int:
         """Counted from the tensors; a tied embedding counts once."""

@@ -210,7 +210,7 @@ def compare(
     after = np.array([[bits for _, _, bits in run[metric]] for run in other])
     delta = after - before
     by_seed = delta.sum(axis=1) / sizes.sum()
-    low, high = np.quantile(_resampled(delta, sizes, seed), [0.025, 0.975])
+    low, high = np.quantile(resampled(delta, sizes, seed), [0.025, 0.975])
     return Difference(
         metric,
         variant,
@@ -223,7 +223,7 @@ def compare(
     )
 
 
-def _resampled(delta: NDArray[np.float64], sizes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+def resampled(delta: NDArray[np.float64], sizes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """(RESAMPLES,) differences in bits per byte: documents and seeds drawn with replacement."""
     generator = np.random.Generator(np.random.PCG64(seed))
     seeds, documents = delta.shape

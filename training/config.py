@@ -18,6 +18,8 @@ from mify.config import Fp8Settings
 from mify.errors import MifyError
 from mify.typed_tree import build, canonical_json, flatten, merge, parse_overrides, to_plain, unknown_key
 
+from .preference_config import DpoSection, GrpoSection
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -51,6 +53,7 @@ class SourceSection:
     cpt: a folder of token shards, and its share of the trained tokens relative to the other sources' weights.
     sft: .jsonl conversations, and how often each is seen in an epoch; or, by `parts`, how many of all there are of it:
     parts of 1 for safety and 4 for the rest are harmful to general 1:4, exactly.
+    dpo, grpo: .jsonl pairs of answers or tasks, and how often each is seen in an epoch.
     """
 
     path: str
@@ -212,12 +215,14 @@ class TrainConfig:
     steps: int
     seed: int = 0
     folder: str = "runs"  # the run lives in folder/name
-    objective: Literal["cpt", "sft"] = "cpt"
+    objective: Literal["cpt", "sft", "dpo", "grpo"] = "cpt"
     description: str = ""
     model: ModelSection = field(default_factory=ModelSection)
     init: InitSection = field(default_factory=InitSection)
     data: DataSection = field(default_factory=DataSection)
     lora: LoraSection = field(default_factory=LoraSection)
+    dpo: DpoSection = field(default_factory=DpoSection)
+    grpo: GrpoSection = field(default_factory=GrpoSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
@@ -259,6 +264,7 @@ FREE_TO_CHANGE = ("name", "folder", "description", "steps", "parallel", "checkpo
 
 def _arithmetic(plain: dict[str, Any]) -> dict[str, Any]:
     left_out = ["name", "folder", "description", "logging"]
+    left_out += [section for section in ("dpo", "grpo") if section != plain.get("objective")]
     if not plain.get("parallel", {}).get("precision", "").startswith("fp8"):
         left_out.append("fp8")
     return {key: value for key, value in plain.items() if key not in left_out}
@@ -386,7 +392,25 @@ def _check(config: TrainConfig) -> None:
         raise MifyError("lora does not go with fp8: its layers are plain", "use --parallel.precision=bf16 or fp32")
     if config.lora.adapter is not None and config.lora.rank is None:
         raise MifyError("lora.adapter is set and lora.rank is not", "set --lora.rank to the adapter's")
+    if config.objective in ("dpo", "grpo"):
+        _check_preference(config)
     if config.init.weights and config.init.state:
         raise MifyError("init.weights and init.state are both set", 'set one of them to "none"')
     if "/" in config.name or not config.name.strip(". "):
         raise MifyError(f"name = {config.name!r} is no folder name", "choose a plain name; folder= says where it lies")
+
+
+def _check_preference(config: TrainConfig) -> None:
+    if not config.init.weights:
+        raise MifyError(
+            f"{config.objective} starts from a model and is held to it",
+            "set --init.weights=RUN, to a model that can answer",
+        )
+    if config.data.fim.rate:
+        raise MifyError(f"{config.objective} has no fill-in-the-middle", "set --data.fim.rate=0")
+    if config.objective == "grpo" and config.grpo.max_new_tokens >= config.data.context:
+        raise MifyError(
+            f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in data.context = "
+            f"{config.data.context}",
+            "lower one or raise the other",
+        )

@@ -13,6 +13,7 @@ from .prefetch import Stream
 
 if TYPE_CHECKING:
     from mify.data.stream import TokenStream
+    from mify.tokenizer import Tokenizer
 
 
 def tokenizer_path(config: TrainConfig) -> Path | None:
@@ -38,6 +39,10 @@ def open_stream(config: TrainConfig, world: World) -> Stream:
         )
     if config.objective == "sft":
         return _conversations(config, world)
+    if config.objective == "dpo":
+        return _preferences(config, world)
+    if config.objective == "grpo":
+        return _rollouts(config, world)
     from mify.data.stream import FimConfig, Source, TokenStream
 
     stream = TokenStream(
@@ -82,17 +87,13 @@ def _check_supply(stream: TokenStream, config: TrainConfig) -> None:
 
 
 def _conversations(config: TrainConfig, world: World) -> Stream:
-    from mify.tokenizer import Tokenizer
-
     from .objectives.conversations import Source
     from .objectives.sft import ConversationStream
 
     data = config.data
-    if data.tokenizer is None:
-        raise MifyError("sft needs data.tokenizer", "set --data.tokenizer=FOLDER: that of the model in init.weights")
     return ConversationStream(
         [Source(name, Path(source.path), source.weight, source.parts) for name, source in data.sources.items()],
-        Tokenizer.load(data.tokenizer),
+        _named_tokenizer(config),
         context=data.context,
         rows_per_step=data.rows_per_step,
         seed=config.seed,
@@ -102,3 +103,34 @@ def _conversations(config: TrainConfig, world: World) -> Stream:
         skip=data.skip,
         cache=config.run_folder / "conversations",
     )
+
+
+def _preferences(config: TrainConfig, world: World) -> Stream:
+    from .objectives.dpo import PreferenceStream
+
+    data = config.data
+    return PreferenceStream(
+        [(name, Path(source.path), source.weight) for name, source in data.sources.items()],
+        _named_tokenizer(config),
+        context=data.context,
+        rows_per_step=data.rows_per_step,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.size,
+    )
+
+
+def _rollouts(config: TrainConfig, world: World) -> Stream:
+    from .objectives.rollout_stream import RolloutStream
+
+    return RolloutStream(config, _named_tokenizer(config), world)
+
+
+def _named_tokenizer(config: TrainConfig) -> Tokenizer:
+    from mify.tokenizer import Tokenizer
+
+    if config.data.tokenizer is None:
+        raise MifyError(
+            f"{config.objective} needs data.tokenizer", "set --data.tokenizer=FOLDER: that of the model in init.weights"
+        )
+    return Tokenizer.load(config.data.tokenizer)

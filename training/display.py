@@ -33,6 +33,10 @@ def status_line(step: int, steps: int, record: dict[str, Any]) -> str:
         f"lr {record['learning_rate']:.2e}",
         f"|g| {record['gradient_norm']:.2f}" if record.get("gradient_norm") is not None else "|g| not finite",
     ]
+    if record.get("reward") is not None:
+        parts.insert(2, f"reward {record['reward']:.3f}  solved {record['solved']:.1%}")
+    if record.get("margin") is not None:
+        parts.insert(2, f"margin {record['margin']:.3f}  accuracy {record['accuracy']:.1%}")
     if clock.get("mfu") is not None:
         parts.insert(3, f"MFU {clock['mfu']:.1%}")
     if clock.get("memory_bytes") is not None:
@@ -71,6 +75,10 @@ class Display:
             exact = record.get("infilling_exact_match")
             lines = "" if exact is None else f"  infilled lines {exact:.1%}"
             self.say(f"step {step}/{steps}  held-out bits per byte: {scores}{lines}")
+            return
+        if "held_out_solved" in record:
+            scores = "  ".join(f"{how} {value:.1%}" for how, value in record["held_out_solved"].items())
+            self.say(f"step {step}/{steps}  held-out tasks solved: {scores}")
             return
         if "event" in record:
             self.say(f"step {step}/{steps}  {record['event']}: {record.get('reason', '')}")

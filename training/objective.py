@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -12,9 +12,6 @@ from mify.model import Model
 from .config import TrainConfig
 from .parallel import World
 from .prefetch import Stream
-
-if TYPE_CHECKING:
-    from mify.tokenizer import Tokenizer
 
 
 class Objective(Protocol):
@@ -28,7 +25,15 @@ class Objective(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What else the record of the step that is over should hold, equal on all ranks."""
+        """What else the record of the step that is over should hold, equal on all ranks; under `time`, of the clock."""
+        ...
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores of the model as it is, besides held-out bits per byte; all ranks call it."""
+        ...
+
+    def close(self) -> None:
+        """Ends what the objective has started."""
         ...
 
 
@@ -47,13 +52,28 @@ class LanguageModelling:
     def facts(self) -> dict[str, Any]:
         return {}
 
+    def evaluate(self) -> dict[str, Any]:
+        return {}
 
-def open_objective(
-    config: TrainConfig, world: World, model: Model, tokenizer: Tokenizer | None, stream: Stream
-) -> Objective:
+    def close(self) -> None:
+        pass
+
+
+def open_objective(config: TrainConfig, world: World, model: Model, stream: Stream) -> Objective:
     """The objective that `config.objective` names. `model` holds the weights that the run starts from, not resumed yet.
 
     Raises:
         MifyError: see the objectives.
     """
+    if config.objective == "dpo":
+        from .objectives.dpo import Dpo, PreferenceStream
+
+        assert isinstance(stream, PreferenceStream)
+        return Dpo(config, world, model, stream)
+    if config.objective == "grpo":
+        from .objectives.grpo import Grpo
+        from .objectives.rollout_stream import RolloutStream
+
+        assert isinstance(stream, RolloutStream)
+        return Grpo(config, world, model, stream)
     return LanguageModelling(config)

@@ -149,6 +149,7 @@ def distribute(model: M, config: ParallelSection, world: World, weights: dict[st
     else:
         model.to(world.device)
     register_fsdp_forward_method(model, "loss")
+    register_fsdp_forward_method(model, "log_probs")
     return model
 
 

@@ -82,6 +82,12 @@ class Prefetcher:
             self.state, self.ledger = self._stream.state_dict(), self._stream.ledger()
         return batch
 
+    def drop(self) -> None:
+        """After a rollback: a stream that makes batches of the weights' own answers begins anew."""
+        drop = getattr(self._stream, "drop", None)
+        if drop is not None:
+            drop()
+
     def close(self) -> None:
         """Ends the thread; batches made ahead are dropped (they will be made again)."""
         self._closed.set()

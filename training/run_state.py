@@ -37,7 +37,6 @@ from .gradients import Step, gradient_factor
 from .metrics import MetricsLog
 from .model import lora_config, make_model
 from .objective import open_objective
-from .objectives.sft import ConversationStream
 from .optim import make_optimizer
 from .parallel import World, distribute
 from .prefetch import Prefetcher, Stream
@@ -95,7 +94,7 @@ class Run:
         del weights
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.stream: Stream = open_stream(config, world)
-        self.objective = open_objective(config, world, self.model, self.tokenizer, self.stream)
+        self.objective = open_objective(config, world, self.model, self.stream)
         self.guard = Guard(config.stability)
         self.held_out = HeldOut.load(config.evaluation) if config.evaluation.held_out else None
         checkpoint = config.checkpoint
@@ -107,10 +106,10 @@ class Run:
             asynchronous=checkpoint.asynchronous,
         )
         lines = self._resume()
-        if isinstance(self.stream, ConversationStream):
-            for note in self.stream.notes():
-                self.say(note)
-        self.batches = Prefetcher(self.stream, pin_memory=world.device.type == "cuda", ledger=self._ledger)
+        for note in getattr(self.stream, "notes", list)():
+            self.say(note)
+        ahead = 0 if config.objective == "grpo" else 2  # rollouts are made with the weights of their step
+        self.batches = Prefetcher(self.stream, ahead=ahead, pin_memory=world.device.type == "cuda", ledger=self._ledger)
         self.metrics = MetricsLog(self.folder / "metrics.jsonl", lines) if world.is_main else None
         self.writers: list[EventWriter | WandbWriter] = []
         if world.is_main and config.logging.tensorboard:
@@ -232,6 +231,7 @@ class Run:
         before, last = self.step, self.batch_index
         blamed = suspects(self, self.batch) if self.batch is not None else {}
         self._load(newest, keep_stream=True)
+        self.batches.drop()
         self.guard.reset()
         first = last - (before + 1 - self.step)
         self.passed_over.append({"first_batch": first, "last_batch": last - 1, "reason": reason})
@@ -259,6 +259,9 @@ class Run:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out bits per byte per domain of the model as it is."""
+        started = time.perf_counter()
+        if others := self.objective.evaluate():
+            self.record({"step": self.step, **others, "time": {"seconds": time.perf_counter() - started}})
         if self.held_out is None:
             return {}
         started = time.perf_counter()
@@ -300,6 +303,8 @@ class Run:
         if self.step % self.config.logging.every_steps and self.step != self.config.steps:
             return
         mean = sum(self._seconds) / len(self._seconds)
+        facts = dict(self.objective.facts())
+        clock = facts.pop("time", {})
         self.record(
             {
                 "step": self.step,
@@ -309,13 +314,14 @@ class Run:
                 "labelled_tokens": done.tokens,
                 "trained_tokens": self.trained_tokens,
                 **done.sums,
-                **self.objective.facts(),
+                **facts,
                 "time": {
                     "tokens_per_second": self._tokens_per_step / mean,
                     "step_seconds": now - started,
                     "load_seconds": load_seconds,
                     "eta_seconds": mean * (self.config.steps - self.step),
                     "memory_bytes": memory_bytes(self.world),
+                    **clock,
                     **self._mfu(mean),
                 },
             }
@@ -370,6 +376,7 @@ class Run:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self.batches.close()
+        self.objective.close()
         try:
             self.checkpointer.wait()
         finally:

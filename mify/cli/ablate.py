@@ -1,4 +1,4 @@
-"""`mify ablate mix | fim | scale | quant | sft-scale`."""
+"""`mify ablate mix | fim | scale | quant | sft-scale | grpo`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mify.training.ablate import Result
+    from mify.training.ablate_grpo import Row as GrpoRow
     from mify.training.ablate_quant import Row
     from mify.training.ablate_sft import Step
     from mify.training.scaling import Fit
@@ -25,6 +26,7 @@ class Study(StrEnum):
     scale = "scale"
     quant = "quant"
     sft_scale = "sft-scale"
+    grpo = "grpo"
 
 
 def ablate(
@@ -33,7 +35,7 @@ def ablate(
         Study,
         typer.Argument(
             help="mix: the mixture; fim: the FIM rate; scale: a ladder of sizes; quant: FP8 against AWQ; sft-scale: "
-            "growing numbers of conversations."
+            "growing numbers of conversations; grpo: reinforcement learning on verifiable tasks against controls."
         ),
     ],
     data: Annotated[
@@ -103,6 +105,12 @@ def ablate(
             epochs=epochs, held_out=held_out, recipe=recipe or "ablate-sft", overrides=context.args, say=say,
         )  # fmt: skip
         _show_sft_scale(steps, folder, console)
+        return
+    if study is Study.grpo:  # makes its own data
+        from mify.training import ablate_grpo
+
+        numbers = range(1, seeds + 1)
+        _show_grpo(ablate_grpo.run_grpo_study(folder, seeds=numbers, overrides=context.args, say=say), folder, console)
         return
     parquet = data / "corpus" / "held_out.parquet"
     if not parquet.is_file() or not (data / "tokens").is_dir():
@@ -206,6 +214,28 @@ def _show_sft_scale(rows: list[Step], folder: Path, console: Console) -> None:
         plot(rows, folder / "sft-scale.png")
         console.print(f"{folder / 'sft-scale.png'}", markup=False)
     console.print(f"{folder / 'sft-scale.json'}", markup=False)
+
+
+def _show_grpo(rows: list[GrpoRow], folder: Path, console: Console) -> None:
+    from importlib import util
+
+    from rich.table import Table
+
+    from mify.training import ablate_grpo
+
+    table = Table("run", "answers", "held-out specs solved", "against warm", "95%", "CPU seconds")
+    for row in rows:
+        table.add_row(
+            row.arm, row.how, f"{row.solved:.1%}", f"{row.difference:+.1%}", f"{row.low:+.1%} … {row.high:+.1%}",
+            f"{row.cpu_seconds:.0f}",
+        )  # fmt: skip
+    console.print(table)
+    seeds = len(rows[0].by_seed)
+    console.print(ablate_grpo.conclusion(rows, seeds), markup=False)
+    if util.find_spec("matplotlib") is not None:
+        ablate_grpo.plot(rows, folder / "grpo.png")
+        console.print(f"{folder / 'grpo.png'}", markup=False)
+    console.print(f"{folder / 'grpo.json'}", markup=False)
 
 
 def _show_curve(found: Fit, folder: Path, console: object) -> None:

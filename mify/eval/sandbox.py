@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 
 from mify.errors import MifyError
 from mify.eval.launch import Mounts, SandboxKind, host_python, package_mounts, remedy, sandbox_kind
@@ -23,6 +24,7 @@ from mify.eval.worker import Worker
 __all__ = [
     "Form",
     "Limits",
+    "Pool",
     "Program",
     "SandboxKind",
     "Verdict",
@@ -62,50 +64,98 @@ def run_programs(
     """
     if not programs:
         return []
-    limits = limits or Limits()
-    kind = kind or sandbox_kind()
-    if not kind.confined and not allow_unconfined:
-        raise MifyError(f"generated programs are not run here, for nothing would confine them: {kind.reason}", remedy())
-    mounts = Mounts(python or host_python(), package_mounts(packages))
-    verdicts: list[Verdict | None] = [None] * len(programs)
-    again: list[int] = []
-    lock = threading.Lock()
-    stop = threading.Event()
-    positions = iter(range(len(programs)))
+    pool = Pool(
+        min(workers or usable_cpus(), len(programs)),
+        limits=limits,
+        form=form,
+        kind=kind,
+        packages=packages,
+        allow_unconfined=allow_unconfined,
+        python=python,
+    )
+    with pool:
+        return pool.run(programs, on_verdict)
 
-    def settle(position: int, verdict: Verdict) -> None:
-        verdicts[position] = verdict
-        if on_verdict is not None:
-            on_verdict(verdict)
 
-    def work(index: int) -> None:
-        with Worker(kind, mounts, limits, index=index) as worker:
+class Pool:
+    """Warm workers that stay for many calls of `run`: what a training run keeps open. See `run_programs`."""
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        limits: Limits | None = None,
+        form: Form = "auto",
+        kind: SandboxKind | None = None,
+        packages: tuple[str, ...] = (),
+        allow_unconfined: bool = False,
+        python: str | None = None,
+    ) -> None:
+        kind = kind or sandbox_kind()
+        if not kind.confined and not allow_unconfined:
+            raise MifyError(
+                f"generated programs are not run here, for nothing would confine them: {kind.reason}", remedy()
+            )
+        mounts, limits = Mounts(python or host_python(), package_mounts(packages)), limits or Limits()
+        self._form = form
+        self._new = partial(Worker, kind, mounts, limits)
+        # A worker starts with the first program that it gets, and bubblewrap ends it with the *thread* that started it
+        # (PR_SET_PDEATHSIG), so the threads stay as long as the pool.
+        self._workers = [self._new(index=index) for index in range(workers or usable_cpus())]
+        self._threads = ThreadPoolExecutor(len(self._workers), thread_name_prefix="sandbox")
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+        self._threads.shutdown()
+
+    def run(self, programs: Sequence[Program], on_verdict: Callable[[Verdict], None] | None = None) -> list[Verdict]:
+        """The verdicts of all programs, in their order. Not for two threads at once."""
+        if not programs:
+            return []
+        verdicts: list[Verdict | None] = [None] * len(programs)
+        again: list[int] = []
+        lock = threading.Lock()
+        stop = threading.Event()
+        positions = iter(range(len(programs)))
+
+        def settle(position: int, verdict: Verdict) -> None:
+            verdicts[position] = verdict
+            if on_verdict is not None:
+                on_verdict(verdict)
+
+        def work(worker: Worker) -> None:
             while not stop.is_set():
                 with lock:
                     position = next(positions, None)
                 if position is None:
                     return
-                verdict = worker.run(programs[position], form)
+                verdict = worker.run(programs[position], self._form)
                 with lock:
                     if verdict.status in ("timeout", "broke"):
                         again.append(position)
                     else:
                         settle(position, verdict)
 
-    count = min(workers or usable_cpus(), len(programs))
-    with ThreadPoolExecutor(count, thread_name_prefix="sandbox") as pool:
-        futures = [pool.submit(work, index) for index in range(count)]
+        futures = [self._threads.submit(work, worker) for worker in self._workers[: len(programs)]]
         try:
             for future in futures:
                 future.result()
         except BaseException:
             stop.set()
+            wait(futures)
             raise
-    if again:
-        with Worker(kind, mounts, limits) as worker:
-            for position in sorted(again):
-                settle(position, replace(worker.run(programs[position], form), retried=True))
-    return [verdict for verdict in verdicts if verdict is not None]
+        if again:
+            with self._new() as worker:
+                for position in sorted(again):
+                    settle(position, replace(worker.run(programs[position], self._form), retried=True))
+        return [verdict for verdict in verdicts if verdict is not None]
 
 
 def usable_cpus() -> int:

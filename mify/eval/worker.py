@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -129,7 +130,8 @@ class Worker:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # of what could not be sent to it any more
+                    stream.close()
         self._process = None
 
     def _exchange(self, message: dict[str, Any], timeout: float) -> dict[str, Any] | None:

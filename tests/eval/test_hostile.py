@@ -302,3 +302,22 @@ def test_killing_the_host_process_ends_its_sandboxes() -> None:
     while left_behind() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left_behind() == []
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        "frame = sys._getframe()\nwhile frame:\n    things += list(frame.f_locals.values())\n    frame = frame.f_back",
+        "things += gc.get_objects()",
+    ],
+)
+def test_a_solution_apart_finds_no_tests(worker: Worker, look: str) -> None:
+    """Its process got them in the same message; nothing that Python can reach holds them any more."""
+    source = (
+        f"import gc, sys\nthings = []\n{look}\n"
+        "texts = [v for t in things if isinstance(t, dict) for v in list(t.values())] + things\n"
+        "assert not [t for t in texts if isinstance(t, str) and 'a secret' + ' of the tests' in t]\n" + RIGHT
+    )
+    tests = TESTS + "\n# a secret of the tests"
+    verdict = worker.run(Program("x", source, tests, entry_points=("add",)), "apart")
+    assert verdict.status == "passed", verdict

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mify.kernels import cross_entropy, linear_cross_entropy
+from mify.kernels import cross_entropy, linear_cross_entropy, linear_log_probs
 from mify.kernels.loss import ce_ref, linear_ce_ref
 from mify.testing import assert_as_exact_as_torch, compare, layouts
 
@@ -229,3 +229,44 @@ def test_mistakes_of_cross_entropy_are_named() -> None:
     ):
         with pytest.raises(error, match=words):
             cross_entropy(*arguments, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [0, 1, 7])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_linear_log_probs(dtype: torch.dtype, chunk: int, temperature: float) -> None:
+    labels = some_labels(40, 101)
+    hidden, weight = (torch.randn(40, 24) * temperature).to(dtype), torch.randn(101, 24).to(dtype)
+
+    def plainly(h: Tensor, w: Tensor) -> Tensor:
+        logits = h @ w.t()
+        logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+        return -F.cross_entropy(logits, labels, reduction="none")
+
+    compare(
+        lambda h, w: linear_log_probs(h, w, labels, temperature=temperature, chunk_rows=chunk)[0],
+        plainly,
+        (hidden, weight),
+    )
+    _, entropy = linear_log_probs(hidden, weight, labels, temperature=temperature)
+    spread = torch.softmax((hidden @ weight.t()).float() / temperature, -1)
+    expected = -(spread * spread.log()).sum(-1) * (labels != -100)
+    assert torch.allclose(entropy, expected, atol=1e-4)
+
+
+def test_a_frozen_output_layer_gets_no_gradient() -> None:
+    hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(5, 8)
+    linear_log_probs(hidden, weight, torch.zeros(4, dtype=torch.int64))[0].sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+def test_linear_log_probs_checks_what_it_gets() -> None:
+    hidden, weight, labels = torch.randn(4, 8), torch.randn(5, 8), torch.zeros(4, dtype=torch.int64)
+    assert linear_log_probs(hidden, weight, torch.full((4,), -100))[0].tolist() == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match="temperature is 0"):
+        linear_log_probs(hidden, weight, labels, temperature=0.0)
+    with pytest.raises(ValueError, match="labels \\(3,\\)"):
+        linear_log_probs(hidden, weight, labels[:3])
+    with pytest.raises(ValueError, match=r"labels\[0\] is 7"):
+        linear_log_probs(hidden, weight, labels + 7)

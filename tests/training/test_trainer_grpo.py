@@ -1,0 +1,165 @@
+"""Runs that learn from their own answers: rollouts are a function of weights, seed and number, and resume is exact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mify.config import ModelConfig
+from mify.errors import MifyError
+from mify.eval.sandbox import sandbox_kind
+from mify.export.hf import export_hf
+from mify.files import read_json
+from mify.model import Model
+from mify.post.rewards import Answered
+from mify.tokenizer import Tokenizer, train_tokenizer
+from mify.training.config import load_recipe
+from mify.training.metrics import read_metrics, without_times
+from mify.training.rollouts import sample_answers
+from mify.training.trainer import train
+
+CONTEXT = 48
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was taught nothing, its tokenizer, and tasks that a single number or word may solve."""
+    if not sandbox_kind().confined:
+        pytest.skip(f"no sandbox works here: {sandbox_kind().reason}")
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = train_tokenizer(["def f(x):\n    return x + 1\n"] * 4, 392)
+    tokenizer.save(folder / "tokenizer")
+    model = Model(ModelConfig("base", 2, 32, 2, 1, 16, 48, tokenizer.vocab_size, CONTEXT), seed=2)
+    model.tokenizer = tokenizer
+    export_hf(model, folder / "model")
+    tasks = [
+        {
+            "id": f"t{n}",
+            "prompt": f"x = {n}\ndef f(x):\n    return x #",
+            "entry_point": "f",
+            "tests": ["assert f(1) == 1"],
+        }
+        for n in range(7)
+    ]
+    tasks.append({"id": "long", "prompt": "x " * 60, "entry_point": "f", "tests": ["assert f(1) == 1"]})
+    (folder / "tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)) + "\n", encoding="utf-8")
+    return folder
+
+
+def by_tokens(answered: Answered) -> float:
+    """A reward that even noise can earn: few different letters."""
+    return -len(set(answered.text)) / 10
+
+
+def raises(answered: Answered) -> float:
+    if answered.task.id == "t3":
+        raise KeyError("t3")
+    return by_tokens(answered)
+
+
+def settings(base: Path, runs: Path, *overrides: str) -> Any:
+    return load_recipe(
+        Path(__file__).parent / "toy.toml",
+        [
+            f"--folder={runs}", "--objective=grpo", f"--data.sources.tasks.path={base / 'tasks.jsonl'}",
+            "--data.sources.tasks.weight=1", f"--data.tokenizer={base / 'tokenizer'}", f"--data.context={CONTEXT}",
+            f"--init.weights={base / 'model'}", "--data.fim.rate=0", "--data.rows_per_step=4", "--data.micro_rows=4",
+            "--schedule.kind=constant", "--schedule.warmup_steps=0", "--schedule.decay_steps=none", "--steps=6",
+            "--optimizer.learning_rate=3e-3", "--grpo.groups=4", "--grpo.group_size=4", "--grpo.max_new_tokens=12",
+            "--grpo.steps_per_rollout=2", "--grpo.passes=2", "--checkpoint.every_steps=3", *overrides,
+        ],
+    )  # fmt: skip
+
+
+REWARD = ["--grpo.rewards.tests=0.1", "--grpo.rewards.format=none", f"--grpo.rewards.{__name__}:by_tokens=1.0"]
+
+
+def quiet(step: int, steps: int, record: dict[str, Any]) -> None:
+    pass
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return without_times(read_metrics(run / "metrics.jsonl"))
+
+
+def test_a_run_stopped_amid_a_rollout_goes_on_exactly(base: Path, tmp_path: Path) -> None:
+    kl = "--grpo.kl_weight=0.02"
+    whole = train(settings(base, tmp_path, *REWARD, kl, "--name=whole"), quiet)
+    train(settings(base, tmp_path, *REWARD, kl, "--name=parts", "--steps=3"), quiet)  # 3 of a rollout's 4 updates
+    state = read_json(tmp_path / "parts" / "checkpoints" / "step-00000003" / "state.json")
+    assert len(state["stream"]["rollout"]) == 16
+    parts = train(settings(base, tmp_path, *REWARD, kl, "--name=parts"), quiet)
+    assert records(whole.folder) == records(parts.folder)
+    assert whole.ledger == parts.ledger
+    steps = [record for record in records(whole.folder) if "loss" in record]
+    assert [record["rollout"] for record in steps] == [0, 0, 0, 0, 1, 1]
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert steps[-1]["kl"] > 0
+    assert whole.ledger["tasks"]["too_long"] == 1
+    kept = read_json(tmp_path / "whole" / "rollouts" / "rollout-00000001.json")
+    assert len(kept["answers"]) == 16
+    assert {answer["task"] for answer in kept["answers"]} <= {f"t{n}" for n in range(7)}
+    # Rollouts are a function of the seed, too.
+    other = train(settings(base, tmp_path, *REWARD, "--name=other", "--steps=1", "--seed=9"), quiet)
+    assert records(other.folder)[0]["reward"] != steps[0]["reward"]
+
+
+def test_another_model_to_start_from_is_refused(base: Path, tmp_path: Path) -> None:
+    train(settings(base, tmp_path, *REWARD, "--name=a", "--steps=3"), quiet)
+    other = Model(ModelConfig("base", 2, 32, 2, 1, 16, 48, 392, CONTEXT), seed=3)
+    other.tokenizer = Tokenizer.load(base / "tokenizer")
+    changed = tmp_path / "changed"
+    export_hf(other, changed)
+    moved = settings(base, tmp_path, *REWARD, "--name=a", f"--init.weights={changed}")
+    with pytest.raises(MifyError, match=r"init\.weights|first weights"):
+        train(moved, quiet)
+
+
+def test_a_reward_that_raises_is_counted_or_stops_the_run(base: Path, tmp_path: Path) -> None:
+    name = f"{__name__}:raises"
+    rewards = [
+        "--grpo.rewards.tests=0.0",
+        "--grpo.rewards.format=none",
+        f"--grpo.rewards.{name}=1.0",
+        "--grpo.groups=8",
+    ]
+    found = train(settings(base, tmp_path, *rewards, "--name=on", "--steps=1"), quiet)
+    (record,) = [record for record in records(found.folder) if "loss" in record]
+    assert record["reward_errors"] == {f"{name}: KeyError": 4}
+    assert found.ledger["tasks"]["counted"][f"{name}: KeyError"] == 4
+    with pytest.raises(MifyError, match=f"the reward {name} raised KeyError on an answer to t3"):
+        train(settings(base, tmp_path, *rewards, "--grpo.on_error=stop", "--name=stop", "--steps=1"), quiet)
+
+
+def test_answers_depend_on_their_number_and_the_seed(base: Path) -> None:
+    from mify.loading import load
+
+    model = load(base / "model")
+    options: dict[str, Any] = {"end": 0, "max_new_tokens": 8, "temperature": 1.0, "log_probs": True}
+    four = sample_answers(model, [[5, 300]] * 4, seed=1, **options)
+    two = sample_answers(model, [[5, 300]] * 2, seed=1, sequences=1, **options)
+    assert [answer[0] for answer in four[:2]] == [answer[0] for answer in two]
+    assert len({tuple(answer[0]) for answer in four}) > 1
+    assert [a[0] for a in four] != [a[0] for a in sample_answers(model, [[5, 300]] * 4, seed=2, **options)]
+    for tokens, finished, log_probs in four:
+        assert log_probs is not None
+        assert len(log_probs) == len(tokens)
+        assert (tokens[-1] == 0) is finished
+
+
+def test_mistakes_in_the_configuration_are_named(base: Path, tmp_path: Path) -> None:
+    for override, problem in (
+        ("--grpo.group_size=1", "judged against its group"),
+        ("--grpo.steps_per_rollout=3", "no multiple of grpo.steps_per_rollout"),
+        ("--grpo.max_new_tokens=48", "leaves no room"),
+        ("--grpo.clip_low=1.5", "clip_low lies between"),
+        ("--grpo.temperature=0", "temperature = 0"),
+        ("--init.weights=none", "starts from a model"),
+    ):
+        with pytest.raises(MifyError, match=problem):
+            settings(base, tmp_path, override)
+    with pytest.raises(MifyError, match="no reward 'speed'"):
+        train(settings(base, tmp_path, "--grpo.rewards.speed=1.0", "--name=x"), quiet)
