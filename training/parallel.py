@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from mify.errors import MifyError
+from mify.hardware import gpu_spec
 
 from .config import ParallelSection
 
@@ -221,3 +224,21 @@ def global_norm(model: nn.Module, clip: float | None) -> float:
     norm = nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf"), error_if_nonfinite=False)
     full = getattr(norm, "full_tensor", None)
     return float(full() if full else norm)
+
+
+def memory_bytes(world: World) -> int:
+    """The most memory used so far: of the GPU, or of the process (resident)."""
+    if world.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(world.device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_flops(world: World) -> float | None:
+    """The GPU's bf16 FLOP/s by its data sheet; None for a CPU, or a GPU that is not in the list."""
+    if world.device.type != "cuda":
+        return None
+    try:
+        return gpu_spec(torch.cuda.get_device_name(world.device)).bf16_flops
+    except MifyError:
+        return None

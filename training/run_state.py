@@ -6,7 +6,6 @@ The loop that uses it is in `trainer.py`.
 from __future__ import annotations
 
 import math
-import resource
 import signal
 import sys
 import time
@@ -24,7 +23,6 @@ from mify.data.batch import PackedBatch
 from mify.errors import MifyError
 from mify.files import read_json, write_json
 from mify.fp8 import state_was_loaded
-from mify.hardware import gpu_spec
 from mify.kernels import cost
 from mify.tokenizer import Tokenizer
 
@@ -38,7 +36,7 @@ from .metrics import MetricsLog
 from .model import lora_config, make_model
 from .objective import open_objective
 from .optim import make_optimizer
-from .parallel import World, distribute
+from .parallel import World, distribute, memory_bytes, peak_flops
 from .prefetch import Prefetcher, Stream
 from .report import write_report
 from .stability import Guard, Verdict
@@ -383,21 +381,3 @@ class Run:
             for writer in (self.metrics, *self.writers):
                 if writer is not None:
                     writer.close()
-
-
-def memory_bytes(world: World) -> int:
-    """The most memory used so far: of the GPU, or of the process (resident)."""
-    if world.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(world.device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def peak_flops(world: World) -> float | None:
-    """The GPU's bf16 FLOP/s by its data sheet; None for a CPU, or a GPU that is not in the list."""
-    if world.device.type != "cuda":
-        return None
-    try:
-        return gpu_spec(torch.cuda.get_device_name(world.device)).bf16_flops
-    except MifyError:
-        return None
