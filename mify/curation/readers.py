@@ -14,6 +14,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -133,7 +134,7 @@ def _folder_stamp(folder: Path) -> tuple[int, str]:
     """The bytes of a folder's files, and a hash of their names, sizes and times."""
     total, digest = 0, hashlib.sha256()
     for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
+        folders[:] = sorted(name for name in folders if not _is_of_tools(name))
         for name in sorted(files):
             try:
                 status = os.lstat(os.path.join(root, name))
@@ -166,13 +167,19 @@ def read_folder(root: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[Documen
 
 
 def _license_above(folder: Path) -> str:
-    """The nearest license above a folder within its repository, "unknown" where it is in none."""
+    """The nearest license above a folder within its repository, "unknown" where it is in none or not part of it."""
     if (folder / ".git").exists() or not any((parent / ".git").exists() for parent in folder.parents):
         return UNKNOWN
-    for parent in folder.parents:
+    for below, parent in pairwise((folder, *folder.parents)):
+        if _is_of_tools(below.name) or is_vendored(f"{below.name}/") or (below / "pyvenv.cfg").exists():
+            return UNKNOWN  # a virtual environment in a repository is not under the repository's license
         if (found := folder_license(parent)) != UNKNOWN or (parent / ".git").exists():
             return found
     return UNKNOWN
+
+
+def _is_of_tools(name: str) -> bool:
+    return name.startswith(".") or name in _SKIPPED_FOLDERS
 
 
 class _Place(NamedTuple):
@@ -209,7 +216,7 @@ def _folder(root: Path, place: _Place, limits: Limits) -> Iterator[Document | Re
             if entry.is_symlink():
                 continue
             if entry.is_dir():
-                if not entry.name.startswith(".") and entry.name not in _SKIPPED_FOLDERS:
+                if not _is_of_tools(entry.name):
                     stack.append((entry.path, place._replace(prefix=path + "/"), True))
             elif entry.is_file():
                 stack.append((entry.path, place._replace(prefix=path), False))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from mify.curation.stages import QUALITY
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +37,12 @@ def funnel_table(report: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("most frequent reasons", overflow="fold")
     for row in report["stages"]:
-        reasons = sorted(row["reasons"].items(), key=lambda pair: (-pair[1]["documents"], pair[0]))
-        shown = [f"{reason} {number['documents']:,}" for reason, number in reasons[:3]]
+        counts: Counter[str] = Counter()
+        for reason, number in row["reasons"].items():
+            # The line is short: quality rules go without the name of their set.
+            counts[reason.rpartition("/")[2] if row["stage"] == QUALITY else reason] += number["documents"]
+        reasons = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+        shown = [f"{reason} {count:,}" for reason, count in reasons[:3]]
         if len(reasons) > 3:
             shown[-1] += f" and {len(reasons) - 3} more"
         table.add_row(
@@ -140,12 +147,16 @@ def decontamination_notes(found: Mapping[str, Any]) -> list[str]:
     """What was looked for, and what was found."""
     if not found:
         return ["Nothing was decontaminated: no benchmark was named."]
-    indexed = ", ".join(f"{name} ({row['tasks']:,} tasks)" for name, row in found["benchmarks"].items())
+    indexed = ", ".join(f"{name} ({_tasks(row['tasks'])})" for name, row in found["benchmarks"].items())
     matched = ", ".join(
-        f"{row['documents']:,} with {len(row['tasks']):,} tasks of {name}"
+        f"{row['documents']:,} with {_tasks(len(row['tasks']))} of {name}"
         for name, row in found["matches"]["benchmarks"].items()
     )
     return [f"Decontaminated against {indexed}: {'dropped ' + matched if matched else 'no document overlaps'}."]
+
+
+def _tasks(count: int) -> str:
+    return f"{count:,} task" + ("" if count == 1 else "s")
 
 
 def other_notes(report: Mapping[str, Any]) -> list[str]:

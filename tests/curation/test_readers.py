@@ -133,6 +133,22 @@ def test_a_folder_inside_a_repository_finds_the_license_above(tmp_path: Path) ->
         assert entry.license == "MIT", path
 
 
+def test_what_a_repository_only_houses_is_not_under_its_license(tmp_path: Path) -> None:
+    (tmp_path / "repo" / ".git").mkdir(parents=True)
+    (tmp_path / "repo" / "LICENSE").write_text(MIT)
+    housed = ("env/lib/site-packages/numpy", ".venv/numpy", "node_modules/left-pad", "third_party/zlib/src")
+    for path in housed:
+        folder = tmp_path / "repo" / path
+        folder.mkdir(parents=True)
+        (folder / "x.py").write_text("x = 1\n")
+    (tmp_path / "repo" / "env" / "pyvenv.cfg").touch()
+    for path in housed:
+        for given in (path, f"{path}/x.py"):
+            (entry,) = read_inputs([tmp_path / "repo" / given])
+            assert isinstance(entry, Document)
+            assert entry.license == "unknown", given
+
+
 def test_files_that_cannot_be_read_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))

@@ -94,7 +94,7 @@ def test_the_page_is_whole_and_needs_nothing_else(report: CurationReport) -> Non
     assert f"{totals['in']['documents']} documents" in text
     for wanted in (
         "license not allowed", "near duplicate 1", "opencoder_python/min_lines", "threshold 0.7: 0.99985",
-        "dropped 1 with 1 tasks of bench", "sum_of_squares_of_primes", "task T/1", "haskell 1", "max_source_loss = 1.0",
+        "dropped 1 with 1 task of bench", "sum_of_squares_of_primes", "task T/1", "haskell 1", "max_source_loss = 1.0",
     ):  # fmt: skip
         assert wanted in text, wanted
 
