@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Level = Literal["nominal", "ordinal", "interval"]
-RESAMPLES = 2000
+RESAMPLES = 1000
 
 
 def cohens_kappa(x: ArrayLike, y: ArrayLike, weights: Literal["none", "linear", "quadratic"] = "none") -> float:

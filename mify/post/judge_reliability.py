@@ -113,6 +113,8 @@ def auc(scores: NDArray[np.float64], passed: NDArray[np.bool_]) -> float:
 
 def expected_calibration_error(scores: NDArray[np.float64], passed: NDArray[np.bool_]) -> float:
     """The mean over items of |mean score − share that passed| of their bin; ten bins of equal width (Naeini 2015)."""
+    if not scores.size:
+        return float("nan")
     return float(sum(size * abs(mean - share) for _, _, size, mean, share in _bins(scores, passed)) / scores.size)
 
 

@@ -1,6 +1,6 @@
 """The stage `judge`: models grade samples by a rubric, and are graded themselves.
 
-Their agreement is measured on the samples they all graded. Their reliability is measured against execution: programs
+Their agreement is measured on all that they graded. Their reliability is measured against execution: programs
 that ran upstream, those that passed their tests and those that failed them, are graded as well, without a word on how
 they ended. Judges that cannot tell the two apart do not reject anything, unless the recipe insists.
 """
@@ -79,7 +79,6 @@ class Judge(Stage):
         bench = [_Bench(name) for name in self.endpoints]
         for judge in bench:
             judge.ask(context, self, rubric, list(asked.values()))
-        ids = [sample.id for sample in samples]
         measured = _reliability(rubric, bench, verdicts, context.seed)
         panel = measured.get("panel")
         reliable = panel is None or bool(panel["better_than_chance"])
@@ -95,7 +94,7 @@ class Judge(Stage):
         facts = {
             "rubric": rubric.to_plain(),
             "judges": {judge.name: judge.report(context) for judge in bench},
-            "agreement": _agreement(rubric, bench, ids, context.seed),
+            "agreement": _agreement(rubric, bench, list(asked), context.seed),
             "reliability": measured,
             "used": used,
         }

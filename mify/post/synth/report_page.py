@@ -9,7 +9,8 @@ from typing import Any
 from mify.files import atomic_file
 from mify.page import render
 
-_SIZE, _PAD = 190, 26
+_SIZE, _PAD, _TOP = 190, 26, 16
+_FIGURES = ("auc", "precision", "recall", "accuracy", "ece", "brier")
 
 
 def write_page(path: Path, report: Mapping[str, Any]) -> None:
@@ -36,6 +37,7 @@ def page(report: Mapping[str, Any]) -> str:
         safety=report.get("conversations", {}).get("safety"),
         size=_SIZE,
         pad=_PAD,
+        top=_TOP,
     )
 
 
@@ -84,7 +86,9 @@ def _judged(facts: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "name": name,
                 "items": row["items"],
-                "values": [_figure(row[key]) for key in ("auc", "precision", "recall", "accuracy", "ece", "brier")],
+                "values": [
+                    _figure(row[key]).split(" (") for key in ("auc", "precision", "recall", "accuracy", "ece", "brier")
+                ],
                 "points": _points(row["table"]),
             }
             for name, row in named
@@ -116,7 +120,7 @@ def _points(table: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     return [
         {
             "x": f"{_PAD + row[3] * _SIZE:.1f}",
-            "y": f"{_SIZE - row[4] * _SIZE + 8:.1f}",
+            "y": f"{_SIZE - row[4] * _SIZE + _TOP:.1f}",
             "r": f"{3 + 11 * (row[2] / whole) ** 0.5:.1f}",
             "title": f"score {row[3]:.2f}: {row[4]:.0%} of {row[2]:.0f} passed",
         }
