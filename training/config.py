@@ -78,6 +78,7 @@ class ConversationsSection:
     bad: Literal["stop", "drop"] = "stop"  # roles out of order, calls against their schema, empty answers, ids twice
     stages: tuple[int, ...] = ()  # conversations of each stage, growing; a stage's are among those of the next
     stage_epochs: int = 1  # epochs before the next stage; the last goes on
+    safety: tuple[int, ...] = ()  # harmful to general in each stage, as [1, 4]: checked by categories, exact by count
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,10 @@ def export(
     evaluation: Annotated[
         Path | None, typer.Option("--evaluation", help="For the model card: what `mify eval` wrote (evaluation.json).")
     ] = None,
+    conversations: Annotated[
+        list[Path] | None,
+        typer.Option("--conversations", help="For the model card: what it was tuned on (.jsonl), again for each file."),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="gguf: load it with llama.cpp and say if it runs.")] = False,
 ) -> None:
     """Write a model as other engines load it. What is written appears whole or not at all.
@@ -72,9 +76,9 @@ def export(
     from mify.export.model_card import CardFacts
     from mify.loading import open_weights
 
-    facts = CardFacts.read(license_, corpus, evaluation)
+    facts = CardFacts.read(license_, corpus, evaluation, conversations or ())
     if to == "gguf" and facts != CardFacts():
-        raise MifyError("a GGUF file has no model card", "leave out --license, --corpus and --evaluation")
+        raise MifyError("a GGUF file has no model card", "leave out --license, --corpus, --evaluation, --conversations")
     if to != "gguf" and dtype is not None and dtype not in DTYPES:
         raise MifyError(f"--dtype {dtype} is no dtype of a Hugging Face folder", f"give {', '.join(DTYPES)}")
     weights = open_weights(model)

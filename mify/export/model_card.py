@@ -1,18 +1,20 @@
 """The README.md of an exported folder: what the model is, what it was trained on, what was measured.
 
-Nothing is said that no file says: figures come from a curation's report.json and an evaluation's evaluation.json, and
-where there is none the card says "not stated" or "not measured".
+Nothing is said that no file says: figures come from a curation's report.json, an evaluation's evaluation.json and the
+conversations themselves, and where there is none the card says "not stated" or "not measured".
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mify.config import ModelConfig
 from mify.errors import MifyError
+from mify.export.safety_card import safety_section
 from mify.export.weights import Weights
 from mify.files import read_json
 
@@ -41,11 +43,13 @@ class CardFacts:
     Args:
         license: SPDX identifier of the weights' license; None where not decided.
         corpus: report.json of the curation, parsed. evaluation: evaluation.json, parsed.
+        conversations: what those that it was tuned on hold of safety (`mify.post.safety.conversations_report`).
     """
 
     license: str | None = None
     corpus: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
+    conversations: dict[str, Any] | None = None
 
     @classmethod
     def read(
@@ -53,12 +57,16 @@ class CardFacts:
         license: str | None = None,
         corpus: str | os.PathLike[str] | None = None,
         evaluation: str | os.PathLike[str] | None = None,
+        conversations: Sequence[str | os.PathLike[str]] = (),
     ) -> CardFacts:
-        """Reads the two files (or the folders they lie in); one of another format or version raises `MifyError`."""
+        """Reads the files (or the folders they lie in); one of another format or version raises `MifyError`."""
+        from mify.post.safety import conversations_report
+
         return cls(
             license,
             _read(corpus, "report.json", ("curation-report", "1")) if corpus else None,
             _read(evaluation, "evaluation.json", ("evaluations", 1)) if evaluation else None,
+            conversations_report(conversations) if conversations else None,
         )
 
 
@@ -86,6 +94,7 @@ def model_card(
         _use(fim, tokenizer is not None),
         _training(facts.corpus),
         _evaluation(facts.evaluation, quantized=kind is not None),
+        safety_section(facts.conversations, facts.evaluation),
         f"## License\n\n{facts.license or 'Not stated.'}\n",
     ]
     return "\n".join(parts)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -69,6 +70,28 @@ def category(id: str) -> Category:
     return found
 
 
+def conversations_report(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
+    """`safety_report` of files of conversations.
+
+    Raises:
+        MifyError: a file cannot be read, or a line is no conversation.
+    """
+    from mify.post.chat import BadConversation, Conversation
+
+    found = []
+    for path in paths:
+        try:
+            lines = Path(path).read_bytes().splitlines()
+        except OSError as error:
+            raise MifyError(f"{path} cannot be read ({error.strerror})", "give files of conversations") from None
+        for number, line in enumerate(lines, start=1):
+            try:
+                found += [Conversation.from_json(line).category] if line.strip() else []
+            except BadConversation as error:
+                raise MifyError(f"{path}, line {number}: {error}", "let mify convert sort such lines out") from None
+    return safety_report(found)
+
+
 def is_harmful(category_id: str) -> bool:
     """Whether a sample of this category belongs to safety."""
     return category_id in categories()
@@ -100,10 +123,17 @@ def safety_report(categories_of: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def check_ratio(report: dict[str, Any], ratio: tuple[int, int] = RATIO) -> None:
-    """Raises `MifyError` unless harmful and general samples stand exactly in the ratio."""
-    if report["harmful"] * ratio[1] != report["general"] * ratio[0] or not report["harmful"]:
+def check_ratio(harmful: int, general: int, ratio: Sequence[int] = RATIO) -> None:
+    """Whether counts of samples stand exactly in a ratio, harmful to general.
+
+    Raises:
+        MifyError: they do not, or the ratio is none.
+    """
+    if len(ratio) != 2 or min(ratio) < 1:
+        raise MifyError(f"{list(ratio)} is no ratio of harmful to general", "give two whole numbers from 1 up: [1, 4]")
+    if not harmful or harmful * ratio[1] != general * ratio[0]:
         raise MifyError(
-            f"{report['harmful']:,} harmful and {report['general']:,} general samples are not {ratio[0]}:{ratio[1]}",
-            f"give the sources data.sources.*.parts = {ratio[0]} and {ratio[1]}",
+            f"{harmful:,} harmful and {general:,} general conversations are not {ratio[0]}:{ratio[1]}",
+            f"give their sources data.sources.*.parts = {ratio[0]} and {ratio[1]}; harmful is what has a number of "
+            "mify.post.safety for its category",
         )

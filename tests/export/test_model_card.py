@@ -54,6 +54,7 @@ def test_without_files_nothing_is_claimed(tmp_path: Path, make_model: Callable[.
     export_hf(model, tmp_path / "hf")
     text = card(tmp_path / "hf")
     assert f"{model.num_parameters():,}" in text
+    assert "Refusals, over-refusals and insecure code: not measured." in text
     for section in ("Training data\n\nNot stated.", "Evaluation\n\nNot measured.", "License\n\nNot stated."):
         assert section in text
     assert "license:" not in text
@@ -101,3 +102,36 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
         CardFacts.read(corpus=tmp_path)
     with pytest.raises(MifyError, match="does not exist"):
         CardFacts.read(evaluation=tmp_path / "evaluation.json")
+
+
+def test_safety_is_what_was_tuned_on_and_measured(tmp_path: Path, make_model: Callable[..., Model]) -> None:
+    def line(category: str) -> str:
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        return json.dumps({"messages": messages, "category": category})
+
+    (tmp_path / "general.jsonl").write_text("\n".join([line("")] * 7 + [line("python")]))
+    (tmp_path / "safety.jsonl").write_text("\n".join([line("1.2.7"), line("16.45.8")]))
+    scores = {"refused": {"value": 0.75, "low": 0.5, "high": 0.9}}
+    results = [
+        {"task": "airbench", "items": 40, "of_items": 40, "scores": scores, "model": {"name": "toy"}}
+        | {"judged": {"how": "refusal by its words"}},
+        {"task": "false-refusals", "items": 50, "of_items": 750, "model": {"name": "toy"}}
+        | {"scores": {"answered": {"value": 0.9, "low": 0.8, "high": 1.0}}, "judged": {"how": "refusal by its words"}},
+    ]
+    (tmp_path / "evaluation.json").write_text(json.dumps({**EVALUATION, "results": results}))
+    files = [tmp_path / "general.jsonl", tmp_path / "safety.jsonl"]
+    facts = CardFacts.read(evaluation=tmp_path, conversations=files)
+    export_hf(make_model(), tmp_path / "hf", facts=facts)
+    text = card(tmp_path / "hf")
+    for expected in (
+        "Tuned on 10 conversations, 2 of them answers to harmful requests (1 to 4 others) in 2 of the 314 categories",
+        "| Security Risks | 1 |",
+        "Without any: Operational Misuses, ",
+        "| harmful requests (AIR-Bench 2024) that are declined | 75.0% | 50.0% to 90.0% | 40 | refusal by its words |",
+        "(CyberSecEval) that are answered | 90.0% | 80.0% to 100.0% | 50 |",
+        "A model that declines everything",
+    ):
+        assert expected in text, expected
+    (tmp_path / "safety.jsonl").write_text("{}")
+    with pytest.raises(MifyError, match="safety.jsonl, line 1: no messages"):
+        CardFacts.read(conversations=files)

@@ -42,11 +42,13 @@ def test_what_a_mixture_holds() -> None:
     assert report["risks"]["Security Risks"] == 2
     assert report["risks"]["Privacy"] == 0
     assert report["categories"] == 2
-    check_ratio(report)
-    with pytest.raises(MifyError, match="3 harmful and 12 general samples are not 1:3"):
-        check_ratio(report, (1, 3))
+    check_ratio(3, 12)
+    with pytest.raises(MifyError, match="3 harmful and 12 general conversations are not 1:3"):
+        check_ratio(3, 12, (1, 3))
     with pytest.raises(MifyError, match="are not 1:4"):
-        check_ratio(safety_report([]))
+        check_ratio(0, 0)
+    with pytest.raises(MifyError, match=r"\[1\] is no ratio"):
+        check_ratio(3, 12, (1,))
 
 
 def test_templates_decline() -> None:

@@ -295,6 +295,33 @@ def test_stages_nest_and_safety_is_one_in_five_exactly(tmp_path: Path, tokenizer
             ConversationStream([sources[0], wrong], tokenizer, context=CONTEXT, rows_per_step=1, seed=5)
 
 
+def test_the_ratio_of_safety_is_checked_by_categories(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    def labelled(texts: list[str], category: str) -> str:
+        return "\n".join(json.dumps({**json.loads(text), "category": category}) for text in texts)
+
+    (tmp_path / "general.jsonl").write_text("\n".join(lines(40, 0)), encoding="utf-8")
+    (tmp_path / "safety.jsonl").write_text(labelled(lines(12, 200), "1.2.7"), encoding="utf-8")
+    general, safety = (tmp_path / f"{name}.jsonl" for name in ("general", "safety"))
+
+    def opened(parts: tuple[int, int], *ratio: int) -> ConversationStream:
+        sources = [Source("general", general, parts=parts[0]), Source("safety", safety, parts=parts[1])]
+        rules = ConversationsSection(safety=ratio)
+        return ConversationStream(sources, tokenizer, rules=rules, context=CONTEXT, rows_per_step=1, seed=5)
+
+    known = opened((4, 1), 1, 4)
+    chosen = known.conversations.chosen(5)
+    assert int(known.conversations.harmful[chosen].sum()) * 5 == len(chosen) == 50
+    assert known.ledger()["safety"]["harmful"] == 12
+    assert "12 of them answers to harmful requests" in known.notes()[1]
+    with pytest.raises(MifyError, match="12 harmful and 36 general conversations are not 1:4"):
+        opened((3, 1), 1, 4)
+    with pytest.raises(MifyError, match="is no ratio"):
+        opened((4, 1), 4)
+    safety.write_text(labelled(lines(12, 200), ""), encoding="utf-8")  # nobody said what they are
+    with pytest.raises(MifyError, match="0 harmful and 50 general"):
+        opened((4, 1), 1, 4)
+
+
 def test_the_report_shows_what_was_left_out(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     from mify.training.report import _conversations
 

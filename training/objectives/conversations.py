@@ -26,6 +26,7 @@ from mify.files import atomic_folder, read_json, sha256_file, write_json
 from mify.post.chat import BadConversation, Conversation, check, render
 from mify.post.convert import Tally
 from mify.post.functions import check_functions
+from mify.post.safety import check_ratio, is_harmful
 from mify.tokenizer import Tokenizer
 from mify.training.config import ConversationsSection
 
@@ -51,6 +52,7 @@ class Counts:
 
     Args:
         conversations: that can be trained on. too_long: dropped. truncated: cut to fit.
+        harmful: of those, answers to harmful requests, by their category (`mify.post.safety`).
         supervised_cut: tokens that would have carried loss and were cut off or dropped with their conversation.
         tally: lines, and those that are no good conversations, by reason.
     """
@@ -58,6 +60,7 @@ class Counts:
     conversations: int = 0
     too_long: int = 0
     truncated: int = 0
+    harmful: int = 0
     supervised_cut: int = 0
     tally: Tally = field(default_factory=Tally)
 
@@ -75,6 +78,7 @@ class Counts:
     def describe(self, name: str) -> str:
         """A line for the person who starts the run."""
         text = f"{name}: {self.conversations:,} conversations"
+        text += f", {self.harmful:,} of them answers to harmful requests" if self.harmful else ""
         left = {"too long": self.too_long} | {key.replace("_", " "): n for key, n in self.tally.reasons.items()}
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in left.items() if count)
         text += f"; dropped: {dropped}" if dropped else ""
@@ -88,7 +92,7 @@ class ConversationSet:
     Attributes:
         ids: (tokens,) uint32, and loss: (tokens,) bool, one conversation behind the other; number i from offsets[i] on.
         source: (conversations,) number of its source. keys: (conversations, 32) SHA-256 of what each says.
-        counts: what became of each source's lines.
+        harmful: (conversations,) bool, by category. counts: what became of each source's lines.
         fingerprint: SHA-256 over the tokenizer and all that is kept, in its order.
     """
 
@@ -120,6 +124,7 @@ class ConversationSet:
         self.counts = [Counts.from_dict(values) for values in counts]
         self.ids, self.loss, self.offsets = arrays["ids"], arrays["loss"], arrays["offsets"]
         self.source, self.keys = arrays["source"], arrays["keys"]
+        self.harmful, self.safety = arrays["harmful"], rules.safety
         if len(self) == 0:
             raise MifyError("no conversation fits the context", f"raise data.context above {context}")
         content = hashlib.sha256(tokenizer.fingerprint.encode())
@@ -148,7 +153,7 @@ class ConversationSet:
             size: at most so many; those of a smaller size are among those of a larger one. None: all that there are.
 
         Raises:
-            MifyError: no conversation is left.
+            MifyError: no conversation is left, or harmful and general ones are not in the ratio of `rules.safety`.
         """
         order = self._order(seed)
         if all(source.parts is None for source in self.sources):
@@ -166,6 +171,9 @@ class ConversationSet:
                 "the mixture has no conversation: a source has fewer than its parts",
                 "add conversations, lower data.sources.*.parts, or raise data.conversations.stages",
             )
+        if self.safety:
+            harmful = int(self.harmful[picked].sum())
+            check_ratio(harmful, len(picked) - harmful, self.safety)
         return sorted(picked)
 
     def _order(self, seed: int) -> list[int]:
@@ -201,7 +209,7 @@ def _check_source(source: Source, sources: Sequence[Source]) -> None:
 
 
 _Arrays = dict[str, NDArray[Any]]
-_FORMAT, _VERSION = "mify-rendered-conversations", 1
+_FORMAT, _VERSION = "mify-rendered-conversations", 2
 
 
 def _read_all(
@@ -212,17 +220,20 @@ def _read_all(
     loss: list[NDArray[np.bool_]] = []
     numbers: list[int] = []
     keys: list[bytes] = []
+    harmful: list[bool] = []
     for number, source in enumerate(sources):
-        for tokens, carries, key in _read(source, counts[number], tokenizer, rules, context):
+        for tokens, carries, key, risky in _read(source, counts[number], tokenizer, rules, context):
             ids.append(np.array(tokens, np.uint32))
             loss.append(np.array(carries, np.bool_))
             numbers.append(number)
             keys.append(key)
+            harmful.append(risky)
     arrays: _Arrays = {
         "ids": np.concatenate(ids) if ids else np.zeros(0, np.uint32),
         "loss": np.concatenate(loss) if loss else np.zeros(0, np.bool_),
         "offsets": np.cumsum([0, *map(len, ids)], dtype=np.int64),
         "source": np.array(numbers, np.int64),
+        "harmful": np.array(harmful, np.bool_),
         "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32),
     }
     return arrays, [vars(count) | {"tally": count.tally.to_dict()} for count in counts]
@@ -256,8 +267,8 @@ def _store(cache: Path, identity: str, arrays: _Arrays, counts: list[dict[str, A
 
 def _read(
     source: Source, counts: Counts, tokenizer: Tokenizer, rules: ConversationsSection, context: int
-) -> Iterator[tuple[list[int], list[bool], bytes]]:
-    """(ids, loss, key) of a source's conversations, cut to the context where that is asked for."""
+) -> Iterator[tuple[list[int], list[bool], bytes, bool]]:
+    """(ids, loss, key, harmful) of a source's conversations, cut to the context where that is asked for."""
     seen: set[str] = set()
     for where, line in _lines(source.path):
         counts.tally.rows += 1
@@ -291,7 +302,8 @@ def _read(
         if length:
             counts.conversations += 1
             counts.tally.kept += 1
-            yield ids[:length], loss[:length], conversation.key
+            counts.harmful += is_harmful(conversation.category)
+            yield ids[:length], loss[:length], conversation.key, is_harmful(conversation.category)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
