@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +48,9 @@ class Execution(Stage):
     def check(self, where: str) -> None:
         if min(self.cpu_s, self.wall_s, self.memory_mb) <= 0:
             raise MifyError(f"{where} leaves a program nothing to run with", "cpu_s, wall_s and memory_mb above 0")
+
+    def identity(self) -> dict[str, Any]:
+        return {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
 
     def run(self, context: Context, samples: Sequence[Sample]) -> Outcome:
         from mify.eval.launch import sandbox_kind

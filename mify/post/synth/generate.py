@@ -47,6 +47,8 @@ class Generation(Stage):
     tests: bool = True
     min_tests: int = 3
 
+    prompted: ClassVar[bool] = True
+
     def check(self, where: str) -> None:
         if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.min_tests < 1:
             raise MifyError(

@@ -8,7 +8,7 @@ they ended. Judges that cannot tell the two apart do not reject anything, unless
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -77,6 +77,8 @@ class Judge(Stage):
         verdicts = self._with_verdicts(context) if self.calibrate and rubric.calibrated else {}
         asked = {sample.id: sample for sample in [*samples, *(sample for sample, _ in verdicts.values())]}
         bench = [_Bench(name) for name in self.endpoints]
+        # All judges' first answers at once: each endpoint has its own pace.
+        context.ask([request for judge in bench for request in judge.first(context, self, rubric, asked.values())])
         for judge in bench:
             judge.ask(context, self, rubric, list(asked.values()))
         measured = _reliability(rubric, bench, verdicts, context.seed)
@@ -173,13 +175,16 @@ class _Bench:
     _said: dict[str, list[str]] = field(default_factory=dict)
     _no_answer: Counter[str] = field(default_factory=Counter)
 
+    def first(self, context: Context, settings: Judge, rubric: Rubric, samples: Iterable[Sample]) -> Iterator[Request]:
+        """The requests that `ask` begins with."""
+        return (self._request(context, settings, rubric, sample, 0) for sample in samples)
+
     def ask(self, context: Context, settings: Judge, rubric: Rubric, samples: Sequence[Sample]) -> None:
         """Asks until each sample has grades or the attempts are used up."""
-        structured = rubric.response_format(context.client.structured(self.name))
         self._asked = len(samples)
         left = list(samples)
         for attempt in range(settings.attempts):
-            requests = [self._request(context, settings, rubric, sample, attempt, structured) for sample in left]
+            requests = [self._request(context, settings, rubric, sample, attempt) for sample in left]
             context.ask(requests)
             again = []
             for sample, request in zip(left, requests, strict=True):
@@ -215,9 +220,7 @@ class _Bench:
         """Its grades of a criterion, NaN where there is none."""
         return [float(self.grades[id][criterion]) if id in self.grades else np.nan for id in ids]
 
-    def _request(
-        self, context: Context, settings: Judge, rubric: Rubric, sample: Sample, attempt: int, structured: str
-    ) -> Request:
+    def _request(self, context: Context, settings: Judge, rubric: Rubric, sample: Sample, attempt: int) -> Request:
         return Request(
             self.name,
             context.client.model(self.name),
@@ -226,7 +229,7 @@ class _Bench:
             # Asked again greedily it would say the same.
             settings.temperature if attempt == 0 else max(settings.temperature, 0.7),
             seed=attempt,
-            response_format=structured,
+            response_format=rubric.response_format(context.client.structured(self.name)),
         )
 
 

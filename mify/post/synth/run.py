@@ -134,14 +134,14 @@ class _Runner:
             "files": {Path(name).name: _sha256(name, node.name) for name in stage.files()},
             "identity": stage.identity(),
         }
-        # A path may change as long as the file does not.
-        for name in ("documents", "path", "requests"):
+        # A path may change as long as the file does not, and how many work at a time changes nothing.
+        for name in ("documents", "path", "requests", "rubric", "workers"):
             settings["settings"].pop(name, None)
         if asked or stage.source:
             settings["seed"] = self._recipe.seed
         if asked:
             settings["models"] = {name: [item.model, item.structured] for name, item in asked.items()}
-            settings["prompts"] = digest(self._prompts)
+            settings["prompts"] = digest(self._prompts) if stage.prompted else ""
         return settings
 
     def _context(self, node: Node) -> Context:

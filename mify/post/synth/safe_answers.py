@@ -39,6 +39,7 @@ class SafeAnswers(Stage):
     kind: ClassVar[str] = "safe-answers"
     about: ClassVar[str] = "harmful requests with answers that decline"
     source: ClassVar[bool] = True
+    prompted: ClassVar[bool] = True
 
     def check(self, where: str) -> None:
         if not self.requests:

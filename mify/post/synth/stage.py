@@ -56,6 +56,8 @@ class Stage:
     about: ClassVar[str]
     source: ClassVar[bool] = False
     """Whether it makes samples of nothing."""
+    prompted: ClassVar[bool] = False
+    """Whether its samples depend on the recipe's prompts."""
 
     def check(self, where: str) -> None:
         """Raises `MifyError` naming `where` for a setting that cannot be."""

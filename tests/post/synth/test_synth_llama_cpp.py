@@ -53,17 +53,17 @@ def test_the_whole_way_against_llama_cpp(tmp_path: Path) -> None:
     with LlamaCpp(path, threads=1, parallel=2, context=2048, exact=False, name="smollm2") as server:
         one = {"url": server.url + "/v1", "model": "smollm2", "parallel": 2, "timeout_s": 600.0}
         values = {
-            "endpoints": {"teacher": {**one, "stream": True}, "judge": one, "hot": {**one, "model": "smollm2-hot"}},
+            "endpoints": {"teacher": {**one, "stream": True}, "judge": one},
             "stages": {
                 "grid": {
                     "kind": "grid", "topics": ["text processing", "lists"], "skills": ["loops"],
-                    "difficulties": ["easy"], "per_cell": 3, "max_new_tokens": 400, "temperature": 0.3,
+                    "difficulties": ["easy"], "per_cell": 2, "max_new_tokens": 200, "temperature": 0.3,
                 },
                 "format": {"kind": "format"},
                 "programs": {"kind": "read", "path": str(tmp_path / "programs.jsonl")},
                 "syntax": {"kind": "syntax", "inputs": ["format", "programs"]},
                 "execution": {"kind": "execution", "workers": 1},
-                "judge": {"kind": "judge", "endpoints": ["judge", "hot"], "max_new_tokens": 200},
+                "judge": {"kind": "judge", "endpoints": ["judge"], "max_new_tokens": 200},
             },
         }  # fmt: skip
         result = run(recipe_of(values), tmp_path / "out")
@@ -76,14 +76,14 @@ def test_the_whole_way_against_llama_cpp(tmp_path: Path) -> None:
     assert (account["gave up"], account["interrupted"], account["failed for good"]) == (0, 0, 0)
     assert account["prompt_tokens"] > 0
     assert account["new_tokens"] > 0
-    assert rows["grid"]["kept"] == 6
+    assert rows["grid"]["kept"] == 4
     assert rows["execution"]["facts"]["statuses"]["passed"] >= 8
     facts = rows["judge"]["facts"]
     # The grammar of llama.cpp holds the judge to the rubric's form; what it says in that form is another matter.
     assert all(judge["graded"] >= 0.9 * judge["samples"] for judge in facts["judges"].values())
     assert facts["reliability"]["programs"] >= 16
     print(json.dumps({"rows": {name: [row["in"], row["kept"], row["rejected"]] for name, row in rows.items()}}))
-    print(judge_verdict(facts), json.dumps(facts["reliability"]["panel"]), json.dumps(facts["agreement"]["verdicts"]))
+    print(judge_verdict(facts), json.dumps(facts["reliability"]["panel"]))
     assert not facts["reliability"]["panel"]["better_than_chance"]
     assert not facts["used"]
     assert "do not tell passing from failing programs better than chance" in judge_verdict(facts)

@@ -141,6 +141,23 @@ def test_killed_at_any_moment_nothing_is_repeated_or_lost(
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
+def test_interrupted_by_hand_it_waits_for_what_is_paid(serve: Callable[..., ScriptedEndpoint], tmp_path: Path) -> None:
+    server = serve(delay=0.1)
+    (tmp_path / "r.toml").write_text(as_toml(grid_recipe(server.url)))
+    process = start(tmp_path / "r.toml", tmp_path / "out")
+    until = time.monotonic() + 60
+    while sum(server.finished.values()) < 5 and time.monotonic() < until:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed.decode()
+    with Ledger(tmp_path / "out" / "requests.jsonl") as ledger:
+        assert not ledger.interrupted
+        assert 5 <= len(ledger) == sum(server.asked.values()) < 48
+    run(recipe_of(grid_recipe(server.url)), tmp_path / "out")
+    assert len(server.asked) == sum(server.asked.values()) == 48
+
+
 def test_a_changed_recipe_is_named_and_rebuilt_without_paying_again(
     serve: Callable[..., ScriptedEndpoint], tmp_path: Path
 ) -> None:
