@@ -65,7 +65,8 @@ def _cuda_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.S
     return ""
 
 
-def _triton_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> str:
+def triton_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch.Shape) -> str:
+    """Why the Triton kernels cannot take these tensors, or ""."""
     if dtype == torch.float64:
         return "it has no float64"
     if device.kind == "cuda" and shape["cache_bytes"] == 1 and device.capability < (8, 9):
@@ -78,14 +79,13 @@ def _triton_refuses(device: dispatch.Device, dtype: torch.dtype, shape: dispatch
 dispatch.register(
     "gqa_decode",
     dispatch.Backend("cuda", _cuda_refuses),
-    dispatch.Backend("triton", _triton_refuses),
+    dispatch.Backend("triton", triton_refuses),
     dispatch.Backend("cpu", gqa_paged_cpu.refuses),
     dispatch.Backend("ref", lambda *_: ""),
 )
 
 
-@torch.library.custom_op("mify::gqa_decode", mutates_args=())
-def _op(
+def _forward(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
@@ -116,6 +116,9 @@ def _op(
     if q.device.type == "cpu":
         check_values(k_cache, lengths, page_table)
     return gqa_decode_ref.forward(*arguments)
+
+
+_op = torch.library.custom_op("mify::gqa_decode", mutates_args=())(_forward)
 
 
 @_op.register_fake
@@ -187,7 +190,8 @@ def gqa_decode(
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; it must be positive, or None for 1/√D")
     scale = 1 / math.sqrt(q.shape[2]) if scale is None else float(scale)
-    out: Tensor = _op(q, k_cache, v_cache, lengths, page_table, k_scale, v_scale, scale, num_splits, impl)
+    run = _forward if dispatch.direct() else _op
+    out: Tensor = run(q, k_cache, v_cache, lengths, page_table, k_scale, v_scale, scale, num_splits, impl)
     return out
 
 

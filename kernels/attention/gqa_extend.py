@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from mify.kernels import checks, dispatch
+from mify.kernels import checks, dispatch, launch
 
 from . import gqa_decode as decode
 from . import gqa_extend_ref, gqa_paged_cpu
@@ -24,8 +24,7 @@ from . import gqa_extend_ref, gqa_paged_cpu
 dispatch.register("gqa_extend", dispatch.Backend("cpu", gqa_paged_cpu.refuses), dispatch.Backend("ref", lambda *_: ""))
 
 
-@torch.library.custom_op("mify::gqa_extend", mutates_args=())
-def _op(
+def _forward(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
@@ -38,13 +37,24 @@ def _op(
     scale: float,
     impl: str,
 ) -> Tensor:
-    backend = dispatch.resolve("gqa_extend", impl, q, {"longest": longest, "head_dim": q.shape[2]})
+    shape = {"longest": longest, "head_dim": q.shape[2], "cache_bytes": k_cache.element_size()}
+    backend = dispatch.resolve("gqa_extend", impl, q, shape)
+    if backend == "triton" and q.numel():
+        from . import gqa_extend_triton
+
+        with launch.on(q):
+            return gqa_extend_triton.forward(
+                q, k_cache, v_cache, cu_seqlens, lengths, page_table, longest, k_scale, v_scale, scale
+            )
     arguments = (q, k_cache, v_cache, cu_seqlens, lengths, page_table, k_scale, v_scale, scale)
     if backend == "cpu":
         return gqa_paged_cpu.forward(*arguments)
     if q.device.type == "cpu":
         decode.check_values(k_cache, lengths, page_table)
     return gqa_extend_ref.forward(*arguments)
+
+
+_op = torch.library.custom_op("mify::gqa_extend", mutates_args=())(_forward)
 
 
 @_op.register_fake
@@ -81,7 +91,7 @@ def gqa_extend(
 
     Raises:
         TypeError, ValueError: an argument that cannot be meant, named. On a GPU values of `cu_seqlens`, `lengths` and
-            `page_table` are not read back for a check.
+            `page_table` are not read back for a check: rows for which a length or a page is out of range are NaN.
     """
     checks.tensor("q", q, dims=3)
     checks.floating("q", q)
@@ -107,7 +117,8 @@ def gqa_extend(
                     f"lengths[{index}] is {length}; sequence {index} has {bounds[index + 1] - bounds[index]} new tokens"
                 )
     scale = 1 / math.sqrt(q.shape[2]) if scale is None else float(scale)
-    out: Tensor = _op(
+    run = _forward if dispatch.direct() else _op
+    out: Tensor = run(
         q, k_cache, v_cache, cu_seqlens, lengths, page_table, longest, k_scale, v_scale, scale, impl
     )  # fmt: skip
     return out

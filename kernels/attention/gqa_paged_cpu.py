@@ -44,12 +44,18 @@ def forward(
     if page_table is not None:
         page_table = page_table if page_table.stride(1) == 1 else page_table.contiguous()
         table, columns = (page_table.data_ptr(), page_table.stride(0)), page_table.shape[1]
-    scales = [None if x is None else x.contiguous() for x in (k_scale, v_scale)]
+    key_scale = None if k_scale is None else k_scale.contiguous()
+    value_scale = None if v_scale is None else v_scale.contiguous()
     kernels.gqa_paged(
-        cpu.heads(q), cpu.heads(out), (k_cache.data_ptr(), *k_cache.stride()[:3]),
-        (v_cache.data_ptr(), *v_cache.stride()[:3]), k_cache.dtype != q.dtype,
+        cpu.heads(q), cpu.heads(out), _pool(k_cache), _pool(v_cache), k_cache.dtype != q.dtype,
         0 if bounds is None else bounds.data_ptr(), lengths.data_ptr(), table,
         (lengths.shape[0], pages, page_size, columns), (q.shape[1], kv_heads, dim),
-        *(0 if x is None else x.data_ptr() for x in scales), scale, cpu.threads(),
+        0 if key_scale is None else key_scale.data_ptr(), 0 if value_scale is None else value_scale.data_ptr(),
+        scale, cpu.threads(),
     )  # fmt: skip
     return out
+
+
+def _pool(cache: Tensor) -> tuple[int, int, int, int]:
+    """(pointer, page stride, slot stride, head stride)."""
+    return cache.data_ptr(), cache.stride(0), cache.stride(1), cache.stride(2)

@@ -28,9 +28,11 @@ def _backend(impl: str, gate: Tensor) -> ModuleType:
     return glu_cpu if name == "cpu" else glu_ref
 
 
-@torch.library.custom_op("mify::swiglu", mutates_args=())
-def _op(gate: Tensor, up: Tensor, impl: str) -> Tensor:
+def _forward(gate: Tensor, up: Tensor, impl: str) -> Tensor:
     return _backend(impl, gate).forward(gate, up)
+
+
+_op = torch.library.custom_op("mify::swiglu", mutates_args=())(_forward)
 
 
 @_op.register_fake
@@ -74,7 +76,8 @@ def swiglu(gate: Tensor, up: Tensor, *, impl: str = "auto") -> Tensor:
         TypeError, ValueError: naming the argument.
     """
     check(gate, up)
-    y: Tensor = _op(gate, up, impl)
+    run = _forward if dispatch.direct() else _op
+    y: Tensor = run(gate, up, impl)
     return y
 
 

@@ -51,10 +51,12 @@ def _backend(impl: str, x: Tensor, weight: Tensor) -> ModuleType:
     return norm_cpu if name == "cpu" else norm_ref
 
 
-@torch.library.custom_op("mify::rms_norm", mutates_args=())
-def _op(x: Tensor, weight: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, weight: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor]:
     y, _, inverse = _backend(impl, x, weight).forward(x, None, weight, eps)
     return y, inverse
+
+
+_op = torch.library.custom_op("mify::rms_norm", mutates_args=())(_forward)
 
 
 @_op.register_fake
@@ -62,10 +64,12 @@ def _(x, weight, eps, impl):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape), x.new_empty((*x.shape[:-1], 1), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-@torch.library.custom_op("mify::add_rms_norm", mutates_args=())
-def _add_op(x: Tensor, residual: Tensor, weight: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor, Tensor]:
+def _add_forward(x: Tensor, residual: Tensor, weight: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor, Tensor]:
     y, total, inverse = _backend(impl, x, weight).forward(x, residual, weight, eps)
     return y, total, inverse
+
+
+_add_op = torch.library.custom_op("mify::add_rms_norm", mutates_args=())(_add_forward)
 
 
 @_add_op.register_fake
@@ -128,7 +132,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, *, impl: str = "auto"
     """
     check(x, weight)
     check_eps(eps)
-    y: Tensor = _op(checks.no_overlap("x", x), weight, eps, impl)[0]
+    run = _forward if dispatch.direct() else _op
+    y: Tensor = run(checks.no_overlap("x", x), weight, eps, impl)[0]
     return y
 
 
@@ -147,7 +152,8 @@ def add_rms_norm(
     check_eps(eps)
     checks.alike("residual", residual, "x", x)
     x, residual = checks.no_overlap("x", x), checks.no_overlap("residual", residual)
-    y, total, _ = _add_op(x, residual, weight, eps, impl)
+    run = _add_forward if dispatch.direct() else _add_op
+    y, total, _ = run(x, residual, weight, eps, impl)
     return y, total
 
 

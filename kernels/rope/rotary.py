@@ -28,8 +28,7 @@ def rope_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor,
     return angles.cos(), angles.sin()
 
 
-@torch.library.custom_op("mify::apply_rope", mutates_args=())
-def _op(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool, impl: str) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool, impl: str) -> tuple[Tensor, Tensor]:
     backend = dispatch.resolve("rope", impl, q, {"head_dim": q.shape[-1]})
     if backend == "triton":
         from . import rotary_triton
@@ -40,6 +39,9 @@ def _op(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool, impl: str
         return rotary_cpu.rotate(q, cos, sin, inverse), rotary_cpu.rotate(k, cos, sin, inverse)
     sin = -sin if inverse else sin
     return rotary_ref.rotate(q, cos, sin), rotary_ref.rotate(k, cos, sin)
+
+
+_op = torch.library.custom_op("mify::apply_rope", mutates_args=())(_forward)
 
 
 @_op.register_fake
@@ -89,5 +91,6 @@ def apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, impl: str = "a
         checks.same(name, x, "q", q, dtype=False)
         if x.shape != (tokens, dim // 2):
             raise ValueError(f"{name} has shape {tuple(x.shape)}; q {tuple(q.shape)} asks for ({tokens}, {dim // 2})")
-    result: tuple[Tensor, Tensor] = _op(q, k, cos, sin, False, impl)
+    run = _forward if dispatch.direct() else _op
+    result: tuple[Tensor, Tensor] = run(q, k, cos, sin, False, impl)
     return result

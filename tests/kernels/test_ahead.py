@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("triton")
 
 from mify.kernels import ahead
-from mify.kernels.attention import gqa_triton
+from mify.kernels.attention import gqa_extend_triton, gqa_triton
 from mify.kernels.loss import ce_triton
 from mify.kernels.mlp import glu_triton
 from mify.kernels.norm import norm_triton
@@ -42,6 +42,23 @@ def check(case: ahead.Case, capability: int) -> None:
         assert (built.stack, built.local) == (0, 0), f"{case.name} spills {built.stack} bytes a thread"
         if case.uses_tensor_cores:
             assert built.instructions["UTMALDG"] > 0, f"{case.name}: the tensor memory accelerator copies nothing"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name == "gqa_extend 20/4/128 bf16" else pytest.mark.slow)
+        for case in gqa_extend_triton.cases()
+    ],
+)
+def test_chunks_over_pages_for_hopper(case: ahead.Case) -> None:
+    """Pages are gathered through their table, which the tensor memory accelerator cannot: asynchronous copies do."""
+    built = ahead.build(case, 90)
+    assert (built.stack, built.local) == (0, 0)
+    assert built.instructions["HGMMA"] > 0
+    assert built.instructions["HMMA"] == 0
+    assert built.instructions["LDGSTS"] > 0
+    assert built.shared <= SHARED_BYTES[90] // 2, "two blocks fit on a multiprocessor"
 
 
 @pytest.mark.parametrize("case", quick(), ids=lambda case: case.name)

@@ -39,6 +39,7 @@ def interpret(file: str, *options: str) -> None:
         "test_tune_triton.py",
         "test_gqa_triton.py",
         "test_fim_pack_triton.py",
+        "test_gqa_extend_triton.py",
     ],
 )
 def test_interpreted(file: str) -> None:
