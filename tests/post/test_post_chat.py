@@ -13,6 +13,7 @@ import pytest
 from mify.config import model_config
 from mify.export import llama_cpp
 from mify.export.chat_template import CHAT_TEMPLATE, render_chat
+from mify.export.conventions import Conventions
 from mify.export.gguf import export_gguf
 from mify.model import Model
 from mify.post.chat import BadConversation, Conversation, check, render
@@ -198,3 +199,16 @@ def test_a_template_without_generation_is_told_of(tokenizer: Tokenizer) -> None:
     conversation = Conversation.from_dict({"messages": [USER, ANSWER]})
     with pytest.raises(ValueError, match="marks 0 of 1"):
         render(conversation, tokenizer, template="{{ messages[0]['content'] }}")
+
+
+def test_a_vocabulary_with_turns_but_no_tags_has_the_template_too(tokenizer: Tokenizer) -> None:
+    """As SmolLM2's: <think> and <tool_call> are text there, turns are tokens."""
+    turns = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    kept = [token for token in tokenizer.definition["added_tokens"] if token["content"] in turns]
+    plain = Tokenizer({**tokenizer.definition, "added_tokens": kept})
+    assert Conventions.of(plain).chat_template == CHAT_TEMPLATE
+    assert Conventions.of(Tokenizer({**tokenizer.definition, "added_tokens": kept[:1]})).chat_template is None
+    messages = [USER, {**ANSWER, "reasoning_content": "why"}]
+    ids, loss = render(Conversation.from_dict({"messages": messages}), plain)
+    said = plain.decode([token for token, own in zip(ids, loss, strict=True) if own])
+    assert said == "<think>\nwhy\n</think>\n\ny<|im_end|>"
