@@ -16,6 +16,7 @@ from toy import PoisonedStream, poison_losses, toy_config
 
 from mify.curation.documents import Document, write_documents
 from mify.data.shards import write_shards
+from mify.loading import load
 from mify.model import Model
 from mify.tokenizer import train_tokenizer
 from mify.training import run_state
@@ -66,6 +67,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "+", "--name=replicated", "--parallel.shard=none", "+", "--name=bf16", BFLOAT16,
         "+", "--name=nan", "poison=5", "+", "--name=fixed", FIXED_ORDER,
         "+", "--name=recomputed", "--parallel.activation_checkpointing=full",
+        "+", "--name=lora", "--lora.rank=4", "+", "--name=lora-bf16", "--lora.rank=4", BFLOAT16,
     )  # fmt: skip
     return folder
 
@@ -210,3 +212,12 @@ def test_in_fixed_order_four_ranks_compute_the_bits_of_one(tmp_path: Path) -> No
     train(toy_config(tmp_path / "one", *overrides), quiet)
     run_ranks(4, tmp_path / "four", *overrides)
     assert_same_bits(tmp_path / "one" / "toy", tmp_path / "four" / "toy", tmp_path)
+
+
+def test_an_adapter_trains_on_two_ranks_as_on_one(two_ranks: Path, tmp_path: Path) -> None:
+    one = train(toy_config(tmp_path, "--name=lora", "--lora.rank=4"), quiet)
+    assert losses(two_ranks / "lora") == pytest.approx(losses(tmp_path / "lora"), rel=1e-5)
+    assert losses(two_ranks / "lora-bf16") == pytest.approx(losses(tmp_path / "lora"), rel=0.05)
+    base, tuned = load(one.checkpoint), load(two_ranks / "lora")
+    for (name, a), b in zip(base.state_dict().items(), tuned.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
