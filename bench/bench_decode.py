@@ -279,8 +279,8 @@ def _large(bench: Bench, case: str) -> None:
 
 
 def _unmeasured(bench: Bench, case: str, prompt: int, new: int, conditions: str) -> None:
-    for formats in FORMATS:
-        bench.missing(case, f"output rate, {formats}, best batch", "tok/s", f"no GPU; {conditions}")
+    for name in FORMATS:
+        bench.missing(case, f"output rate, {name}, best batch", "tok/s", f"no GPU; {conditions}")
     note = f"no GPU; the paper's {PAPER:,.0f} tok/s come without batch and lengths; here {conditions}"
     bench.missing(case, "output rate over the paper's", "tok/s", note)
     for spec in (GPU_SPECS["H100"], GPU_SPECS["H200"]):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -331,7 +331,7 @@ class Engine:
         self._end(one, "cancelled")
 
 
-def _scores(one: Generation, scores: list[list] | None, at: int) -> tuple[float | None, TopLogprobs | None]:  # type: ignore[type-arg]
+def _scores(one: Generation, scores: list[list[Any]] | None, at: int) -> tuple[float | None, TopLogprobs | None]:
     wanted = one.params.logprobs
     if scores is None or wanted is None:
         return None, None

@@ -11,6 +11,7 @@ import torch
 from test_generate import PROMPTS, lively
 
 from mify.engine import Engine, Event, Request, Result, SamplingParams
+from mify.engine.cache import FP8
 from mify.engine.pages import Pages
 from mify.errors import MifyError
 from mify.model import Model
@@ -73,6 +74,22 @@ def test_what_is_drawn_does_not_depend_on_the_company(settings: dict[str, Any]) 
     assert alone[0] == alone[4]
     other = Request(PROMPTS[0], SamplingParams(NEW, temperature=1.2, seed=7))
     assert Engine(model).run([other])[0].tokens != alone[0]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_fp8_cache_gives_the_same_in_any_pieces(scaled: bool) -> None:
+    """Every token sees keys and values as they are stored, also those of its own pass."""
+    model = lively()
+    config = model.config
+    scales = None
+    if scaled:
+        scales = torch.rand(2, config.num_layers, config.num_kv_heads, generator=torch.Generator().manual_seed(1)) + 0.2
+    requests = [greedy(ids=prompt) for prompt in [*PROMPTS, [i % 190 for i in range(33)]]]
+    default = [result.tokens for result in Engine(model, kv_dtype=FP8, kv_scales=scales).run(requests)]
+    for settings in SETTINGS[1:]:
+        engine = Engine(model, kv_dtype=FP8, kv_scales=scales, **settings)
+        assert [result.tokens for result in engine.run(requests)] == default
+    assert default != [plain(model, list(request.ids), NEW) for request in requests], "eight bits show somewhere"
 
 
 def test_requests_come_and_go_at_any_time() -> None:
