@@ -41,7 +41,7 @@ values = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(values)
 def test_plain_values_come_back_equal_and_of_the_same_type(value: Any) -> None:
     back = there_and_back(value)
