@@ -135,6 +135,9 @@ def test_cruxeval_answers(eval_data: Path) -> None:
     assert judged(inputs, [(item, inputs.answer(item, text)) for text in texts]) == [True, True, True, False, False]
 
 
+# evalplus 0.3.1 leaves its loop before it notes that an input of find_zero was right, so it passes no program at all.
+NEVER_PASSES = "HumanEval/32"
+
 EVALPLUS = """
 import json, sys
 from evalplus.eval import untrusted_check
@@ -180,6 +183,7 @@ def test_humaneval_plus_as_evalplus_judges_it(eval_data: Path, checkout: Path) -
     differ = {
         f"{answers[number][0].id}, program {number}": (passed, theirs[number])
         for number, passed in enumerate(ours)
-        if passed != (theirs[number] == "pass")
+        if passed != (theirs[number] == "pass") and answers[number][0].id != NEVER_PASSES
     }
     assert differ == {}
+    assert all(theirs[number] != "pass" for number, (item, _) in enumerate(answers) if item.id == NEVER_PASSES)

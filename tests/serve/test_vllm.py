@@ -63,7 +63,7 @@ def served(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: pyte
     else:
         export_quantized(weights, folder, request.param)
     arguments = ["--dtype", "bfloat16", "--max-num-seqs", "4", "--enforce-eager"]
-    arguments += ["--gpu-memory-utilization", "0.3"]  # of all memory, which must be free when it starts
+    arguments += ["--gpu-memory-utilization", "0.12"]  # of all memory, which must be free when it starts
     with EngineProcess("vllm", folder, "small", context=512, arguments=arguments, timeout=1800) as engine:
         yield request.param, engine, weights
 
