@@ -57,6 +57,7 @@ class Judge(Stage):
     when_unreliable: Literal["label", "use", "stop"] = "label"
 
     kind: ClassVar[str] = "judge"
+    looks_back: ClassVar[bool] = True
     about: ClassVar[str] = "models grade by a rubric; their agreement and reliability are measured"
 
     def check(self, where: str) -> None:

@@ -134,6 +134,8 @@ class _Runner:
             "files": {Path(name).name: _sha256(name, node.name) for name in stage.files()},
             "identity": stage.identity(),
         }
+        if stage.looks_back:
+            settings["inputs"] |= {f"{one.name}, rejected": one.digest for one in self._upstream(node)}
         # A path may change as long as the file does not, and how many work at a time changes nothing.
         for name in ("documents", "path", "requests", "rubric", "workers"):
             settings["settings"].pop(name, None)
@@ -159,7 +161,8 @@ class _Runner:
                 continue
             files = StageFiles(self._folder, name)
             found[name] = Upstream(
-                name, self._nodes[name].stage.kind, _reader(files.kept), _rejected_reader(files.rejected)
+                name, self._nodes[name].stage.kind, self.done[name]["sha256"]["rejected"], _reader(files.kept),
+                _rejected_reader(files.rejected),
             )  # fmt: skip
             queue += self._nodes[name].inputs
         return list(found.values())

@@ -40,10 +40,11 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A stage before, and its samples, read when they are asked for."""
+    """A stage before, and its samples, read when they are asked for; `digest` is of those it rejected."""
 
     name: str
     kind: str
+    digest: str
     kept: Callable[[], list[Sample]]
     rejected: Callable[[], list[tuple[Sample, str]]]
 
@@ -58,6 +59,8 @@ class Stage:
     """Whether it makes samples of nothing."""
     prompted: ClassVar[bool] = False
     """Whether its samples depend on the recipe's prompts."""
+    looks_back: ClassVar[bool] = False
+    """Whether it reads what stages before it rejected."""
 
     def check(self, where: str) -> None:
         """Raises `MifyError` naming `where` for a setting that cannot be."""
