@@ -22,9 +22,6 @@ TASKS = [
     ("flip", "s", "turns a text around", "s[::-1]", "s[1:]", "flip('abc')", "cba"),
     ("even", "n", "says whether a number is even", "n % 2 == 0", "n % 2 == 1", "even(4)", True),
     ("total", "v", "sums a list", "sum(v)", "len(v)", "total([3, 4])", 7),
-    ("square", "n", "squares a number", "n * n", "2 * n", "square(5)", 25),
-    ("last", "v", "gives a list's last element", "v[-1]", "v[0]", "last([1, 2])", 2),
-    ("count", "s, c", "counts a letter in a text", "s.count(c)", "s.index(c)", "count('banana', 'a')", 3),
 ]
 
 
@@ -77,11 +74,11 @@ def test_the_whole_way_against_llama_cpp(tmp_path: Path) -> None:
     assert account["prompt_tokens"] > 0
     assert account["new_tokens"] > 0
     assert rows["grid"]["kept"] == 4
-    assert rows["execution"]["facts"]["statuses"]["passed"] >= 8
+    assert rows["execution"]["facts"]["statuses"]["passed"] >= 5
     facts = rows["judge"]["facts"]
     # The grammar of llama.cpp holds the judge to the rubric's form; what it says in that form is another matter.
     assert all(judge["graded"] >= 0.9 * judge["samples"] for judge in facts["judges"].values())
-    assert facts["reliability"]["programs"] >= 16
+    assert facts["reliability"]["programs"] >= 10
     print(json.dumps({"rows": {name: [row["in"], row["kept"], row["rejected"]] for name, row in rows.items()}}))
     print(judge_verdict(facts), json.dumps(facts["reliability"]["panel"]))
     assert not facts["reliability"]["panel"]["better_than_chance"]
