@@ -157,7 +157,6 @@ def test_a_run_trains_resumes_and_is_loaded_merged(tmp_path: Path) -> None:
     from mify.training.trainer import train
 
     tokenizer = train_tokenizer(["user assistant def add(a, b): return a + b\n"], 400)
-    tokenizer.save(tmp_path / "tokenizer")
     start = Model(model_config("mify-tiny", **SHAPE | {"context": 128}), seed=1)
     start.tokenizer = tokenizer
     base = export_hf(start, tmp_path / "base")
@@ -171,7 +170,7 @@ def test_a_run_trains_resumes_and_is_loaded_merged(tmp_path: Path) -> None:
         return load_recipe("sft-2.5b", [
             "--data.sources.safety=none", "--data.sources.instructions.parts=none", "--data.conversations.stages=[]",
             f"--data.sources.instructions.path={tmp_path / 'chat.jsonl'}", f"--name={name}", "--steps=4",
-            f"--data.tokenizer={tmp_path / 'tokenizer'}", f"--folder={tmp_path}", f"--init.weights={base}",
+            "--data.tokenizer=none", f"--folder={tmp_path}", f"--init.weights={base}",
             "--data.context=128", "--data.rows_per_step=2", "--data.micro_rows=none", "--schedule.warmup_steps=0",
             "--parallel.precision=fp32", "--parallel.compile=false", "--evaluation.held_out=none", "--lora.rank=4",
             "--parallel.activation_checkpointing=none", "--optimizer.learning_rate=1e-2", "--checkpoint.every_steps=2",

@@ -19,6 +19,7 @@ import torch
 from mify.data.batch import IGNORE_LABEL, PackedBatch
 from mify.errors import MifyError
 from mify.files import atomic_file, read_json, write_json
+from mify.loading import load, open_weights
 from mify.model import Model
 from mify.post.chat import BadConversation, Conversation, check, render
 from mify.post.functions import check_functions
@@ -74,14 +75,18 @@ def run_sft_scale(
             f"sizes {sizes}, {len(seeds)} seeds and {epochs} epochs are no ladder over {training} conversations",
             "give growing sizes up to that number, and at least one seed and epoch",
         )
+    tokenizer = open_weights(model).tokenizer
+    if tokenizer is None:
+        raise MifyError(f"{model} has no tokenizer", "give a model with a tokenizer.json")
+    tokenizer.save(folder / "tokenizer")
     found: dict[int, list[dict[str, Losses]]] = {0: [{METRIC: _before(model, measured, folder)}] * len(seeds)}
     steps = {0: 0}
     for size in sizes:
         for seed in seeds:
             config = load_recipe(recipe, [
                 f"--data.sources.conversations.path={folder / 'training.jsonl'}", f"--init.weights={model}",
-                f"--data.tokenizer={model}", f"--data.conversations.stages=[{size}]", *overrides, f"--seed={seed}",
-                f"--name=size-{size}-seed-{seed}", f"--folder={folder}",
+                f"--data.tokenizer={folder / 'tokenizer'}", f"--data.conversations.stages=[{size}]", *overrides,
+                f"--seed={seed}", f"--name=size-{size}-seed-{seed}", f"--folder={folder}",
             ])  # fmt: skip
             config, steps[size] = _with_steps(config, epochs)
             found.setdefault(size, []).append({METRIC: _train_and_measure(config, measured, say)})
@@ -181,14 +186,10 @@ def _with_steps(config: TrainConfig, epochs: int) -> tuple[TrainConfig, int]:
 
 
 def _before(model: Path, measured: Sequence[Conversation], folder: Path) -> Losses:
-    from mify.loading import load
-
     return _stored(folder / "before.json", {"model": str(model)}, measured, lambda: load(model))
 
 
 def _train_and_measure(config: TrainConfig, measured: Sequence[Conversation], say: Say) -> Losses:
-    from mify.loading import load
-
     from .trainer import train
 
     def progress(step: int, steps: int, record: dict[str, Any]) -> None:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def tokenizer_path(config: TrainConfig) -> Path | None:
-    """The run's `tokenizer.json`: of `data.tokenizer`, or the one that lies with the first source."""
+    """The run's `tokenizer.json`: of `data.tokenizer`; else the one that lies with the first source's token shards, or,
+    where the data are texts, with the weights that the run starts from."""
+    if config.data.tokenizer is None and config.objective != "cpt":
+        beside = Path(config.init.weights or ".") / "tokenizer.json"
+        return beside if config.init.weights and beside.is_file() else None
     named = config.data.tokenizer or next((source.path for source in config.data.sources.values()), None)
     if named is None:
         return None
@@ -129,8 +133,9 @@ def _rollouts(config: TrainConfig, world: World) -> Stream:
 def _named_tokenizer(config: TrainConfig) -> Tokenizer:
     from mify.tokenizer import Tokenizer
 
-    if config.data.tokenizer is None:
+    path = tokenizer_path(config)
+    if path is None:
         raise MifyError(
-            f"{config.objective} needs data.tokenizer", "set --data.tokenizer=FOLDER: that of the model in init.weights"
+            f"{config.objective} needs a tokenizer, and none lies with init.weights", "set --data.tokenizer=FOLDER"
         )
-    return Tokenizer.load(config.data.tokenizer)
+    return Tokenizer.load(path)

@@ -99,7 +99,10 @@ def ablate(
 
         if conversations is None:
             raise MifyError("sft-scale needs conversations", "give --conversations FOLDER, which `mify convert` writes")
-        numbers = [int(size) for size in sizes.split(",") if size.strip()]
+        words = [size.strip() for size in sizes.split(",") if size.strip()]
+        if not all(word.isdecimal() for word in words):
+            raise MifyError(f"--sizes {sizes} are no whole numbers", "give them as 100,200,400")
+        numbers = [int(word) for word in words]
         steps = ablate_sft.run_sft_scale(
             conversations, (model or [data / "export" / "hf"])[0], folder, sizes=numbers, seeds=range(1, seeds + 1),
             epochs=epochs, held_out=held_out, recipe=recipe or "ablate-sft", overrides=context.args, say=say,

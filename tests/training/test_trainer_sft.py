@@ -362,3 +362,13 @@ def test_what_was_rendered_is_kept_and_made_anew_for_other_files(
     assert len(rendered) == 10
     assert other.context == 512
     assert not list(cache.parent.glob(".*"))
+
+
+def test_without_a_tokenizer_the_run_says_so(folder: Path, tmp_path: Path) -> None:
+    config = load_recipe("sft-2.5b", [
+        "--data.sources.safety=none", f"--data.sources.instructions.path={folder}", f"--folder={tmp_path}",
+        "--data.tokenizer=none", "--init.weights=none", "--parallel.precision=fp32", "--model.preset=mify-tiny",
+        "--data.context=256",
+    ])  # fmt: skip
+    with pytest.raises(MifyError, match="sft needs a tokenizer"):
+        train(config, lambda step, steps, record: None)
