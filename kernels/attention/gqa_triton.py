@@ -76,9 +76,11 @@ def tiles(kernel: str, dim: int, dtype: torch.dtype, capability: tuple[int, int]
     found = next(value for (name, limit), value in _TILES.items() if name == kernel and dim <= limit)
     if capability < (9, 0):
         # Ampere has 163 KiB of shared memory at most, and its matrix instructions read from registers: smaller tiles,
-        # fewer stages. With 8 warps backward spills 0 to 384 bytes a thread, with 4 it was 256 to 4,440.
-        rows = 32 if kernel == "keys and dq" else 64
-        small = (Tiles(min(t.block_m, rows), min(t.block_n, 64), 8, min(t.num_stages, 2)) for t in found)
+        # fewer stages. With 8 warps they spill 0 to 88 bytes a thread, with 4 it was 256 to 4,440 backward. ("keys" at
+        # 64: 384 bytes as 64x64, none as 32x128.)
+        rows = 32 if kernel.startswith("keys") else 64
+        columns = 128 if kernel == "keys" and dim <= 64 else 64
+        small = (Tiles(min(t.block_m, rows), min(t.block_n, columns), 8, min(t.num_stages, 2)) for t in found)
         return tuple(dict.fromkeys(small))
     return found
 

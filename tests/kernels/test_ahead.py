@@ -8,6 +8,8 @@ import pytest
 
 pytest.importorskip("triton")
 
+import triton
+
 from mify.kernels import ahead
 from mify.kernels.attention import gqa_extend_triton, gqa_triton
 from mify.kernels.loss import ce_triton
@@ -17,6 +19,9 @@ from mify.kernels.packing import fim_pack_triton
 from mify.kernels.rope import rotary_triton
 
 SHARED_BYTES = {90: 227 * 1024, 80: 163 * 1024}
+# Bytes a thread that may be spilled. Triton 3.6 needs some where 3.9 needs none (backward with dq at 128); Ampere's
+# matrix instructions read from registers, so there is no tile without.
+SPILLED = {90: 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7) else 24, 80: 88}
 
 
 def cases(capability: int) -> list[ahead.Case]:
@@ -38,10 +43,9 @@ def check(case: ahead.Case, capability: int) -> None:
     if case.uses_tensor_cores:
         assert built.instructions["HGMMA" if capability == 90 else "HMMA"] > 0, case.name
         assert not (capability == 90 and built.instructions["HMMA"]), f"{case.name}: old matrix instructions on Hopper"
-    if capability == 90:
-        assert (built.stack, built.local) == (0, 0), f"{case.name} spills {built.stack} bytes a thread"
-        if case.uses_tensor_cores:
-            assert built.instructions["UTMALDG"] > 0, f"{case.name}: the tensor memory accelerator copies nothing"
+    assert built.stack + built.local <= SPILLED[capability], f"{case.name} spills {built.stack} bytes a thread"
+    if capability == 90 and case.uses_tensor_cores:
+        assert built.instructions["UTMALDG"] > 0, f"{case.name}: the tensor memory accelerator copies nothing"
 
 
 @pytest.mark.parametrize(
