@@ -65,6 +65,19 @@ _TILES = {
     ("queries", 128): (Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2)),
     ("queries", 256): (Tiles(32, 32, 8, 1),),
 }  # fmt: skip
+# Ampere has 163 KiB of shared memory at most, and its matrix instructions read from registers: smaller tiles, fewer
+# stages, 8 warps (with 4 backward spills 256 to 4,440 bytes a thread). The first spills least: 24 bytes forward with a
+# window, 40 in keys at 128, else nothing; the others 16 to 88.
+_AMPERE_TILES = {
+    ("forward", 128): (Tiles(64, 64, 8, 2),),
+    ("keys", 64): (Tiles(32, 128, 8, 2),),
+    ("keys", 128): (Tiles(32, 64, 8, 2),),
+    ("keys and dq", 64): (Tiles(32, 64, 8, 2),),
+    ("keys and dq", 128): (Tiles(32, 32, 8, 2), Tiles(32, 64, 8, 2)),
+    ("queries", 64): (Tiles(128, 32, 8, 2), Tiles(64, 64, 8, 2)),
+    ("queries", 128): (Tiles(64, 32, 8, 2), Tiles(64, 64, 8, 2)),
+    **{(kernel, 256): (Tiles(32, 32, 8, 1),) for kernel in ("forward", "keys", "keys and dq", "queries")},
+}
 # fp32 has no tensor cores here and twice the bytes.
 _WIDE_TILES = Tiles(32, 32, 4, 1)
 
@@ -73,16 +86,8 @@ def tiles(kernel: str, dim: int, dtype: torch.dtype, capability: tuple[int, int]
     """For "forward", "keys" (dk and dv), "keys and dq" or "queries" (dq): the tiles to use, then others to try."""
     if dtype == torch.float32:
         return (_WIDE_TILES,)
-    found = next(value for (name, limit), value in _TILES.items() if name == kernel and dim <= limit)
-    if capability < (9, 0):
-        # Ampere has 163 KiB of shared memory at most, and its matrix instructions read from registers: smaller tiles,
-        # fewer stages. With 8 warps they spill 0 to 88 bytes a thread, with 4 it was 256 to 4,440 backward. ("keys" at
-        # 64: 384 bytes as 64x64, none as 32x128.)
-        rows = 32 if kernel.startswith("keys") else 64
-        columns = 128 if kernel == "keys" and dim <= 64 else 64
-        small = (Tiles(min(t.block_m, rows), min(t.block_n, columns), 8, min(t.num_stages, 2)) for t in found)
-        return tuple(dict.fromkeys(small))
-    return found
+    table = _TILES if capability >= (9, 0) else _AMPERE_TILES
+    return next(value for (name, limit), value in table.items() if name == kernel and dim <= limit)
 
 
 def forward(
