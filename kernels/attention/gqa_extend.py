@@ -21,7 +21,12 @@ from mify.kernels import checks, dispatch, launch
 from . import gqa_decode as decode
 from . import gqa_extend_ref, gqa_paged_cpu
 
-dispatch.register("gqa_extend", dispatch.Backend("cpu", gqa_paged_cpu.refuses), dispatch.Backend("ref", lambda *_: ""))
+dispatch.register(
+    "gqa_extend",
+    dispatch.Backend("cpu", gqa_paged_cpu.refuses),
+    dispatch.Backend("triton", decode.triton_refuses),
+    dispatch.Backend("ref", lambda *_: ""),
+)
 
 
 def _forward(

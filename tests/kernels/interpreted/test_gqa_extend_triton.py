@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from test_gqa_extend import LENGTHS, NEW, given, oracle
 
-from mify.kernels import gqa_extend
+from mify.kernels import gqa_extend, last_impl
 from mify.kernels.attention.gqa_decode import FP8
 from mify.testing import assert_as_exact_as_torch
 
@@ -25,6 +25,7 @@ def test_as_exact_as_torch(heads: int, kv_heads: int, dim: int, dtype: torch.dty
     plain, exact = gqa_extend(**arguments, impl="ref"), oracle(arguments)
     there = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
     assert_as_exact_as_torch(gqa_extend(**there, impl="triton").cpu(), plain, exact)
+    assert last_impl("gqa_extend") == "triton"
     strided = torch.randn(sum(NEW), 2 * heads, dim, device=DEVICE).to(dtype)
     strided[:, ::2] = there["q"]
     assert_as_exact_as_torch(gqa_extend(**there | {"q": strided[:, ::2]}, impl="triton").cpu(), plain, exact)
