@@ -122,7 +122,8 @@ class Run:
         path = self.folder / "config.json"
         if path.is_file():
             saved = read_json(path)
-            changed = changed_keys(saved["config"], self.config.to_dict())
+            # Read anew, so that a key that came with a later mify stands at its default.
+            changed = changed_keys(TrainConfig.from_dict(saved["config"]).to_dict(), self.config.to_dict())
             if changed:
                 raise MifyError(
                     f"{self.folder} holds a run with another configuration: {', '.join(changed)} changed",

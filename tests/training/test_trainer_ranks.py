@@ -55,7 +55,7 @@ def on_ranks(count: int, command: list[str]) -> None:
             "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
         processes.append(subprocess.Popen([sys.executable, *command], env=env))
-    assert [process.wait(timeout=240) for process in processes] == [0] * count
+    assert [process.wait(timeout=900) for process in processes] == [0] * count
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -61,7 +62,7 @@ def start(folder: Path, *overrides: str, **environment: str) -> subprocess.Popen
 
 def wait_for_lines(process: subprocess.Popen, path: Path, lines: int) -> None:
     """Returns when the run has written so many lines, or is over; one that stands still prints its stacks and fails."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 900  # a hang, not a busy machine
     while time.monotonic() < deadline:
         if path.is_file() and path.read_bytes().count(b"\n") >= lines:
             return
@@ -165,6 +166,15 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> 
         train(toy_config(tmp_path, "--steps=6", "--optimizer.learning_rate=0.5"), quiet)
     longer: TrainConfig = toy_config(tmp_path, "--steps=8", "--checkpoint.every_steps=2")
     assert train(longer, quiet).step == 8
+
+
+def test_a_run_of_an_earlier_mify_goes_on_where_a_key_is_new(tmp_path: Path) -> None:
+    train(toy_config(tmp_path, "--steps=6"), quiet)
+    path = tmp_path / "toy" / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["config"]["data"]["skip"], saved["config"]["optimizer"]["z_loss"]
+    path.write_text(json.dumps(saved))
+    assert train(toy_config(tmp_path, "--steps=8"), quiet).step == 8
 
 
 def test_a_run_on_real_shards_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
