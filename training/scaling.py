@@ -55,10 +55,12 @@ class Curve:
         """(N, D) of least loss with 6 N D = `flops` (equation 4 there).
 
         Raises:
-            MifyError: the fit found no gain from one of them, so there is no optimum inside.
+            MifyError: the fit found no gain from one of them, or no exponent, so there is no optimum inside.
         """
         if self.a <= 0 or self.b <= 0:
             raise MifyError("the curve gains nothing from size or from tokens", "run a wider ladder")
+        if {self.alpha, self.beta} & {float(EXPONENTS[0]), float(EXPONENTS[-1])}:
+            raise MifyError("the exponents lie at the end of what was tried, undetermined", "run a wider ladder")
         g = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
         parameters = g * (flops / 6) ** (self.beta / (self.alpha + self.beta))
         return parameters, flops / 6 / parameters

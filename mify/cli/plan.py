@@ -118,7 +118,7 @@ def print_forecast(console: Console, found: Forecast) -> None:
         markup=False,
     )
     if found.optimum is None:
-        console.print("the same compute, best: the curve gains nothing from size or from tokens; widen the ladder")
+        console.print("the same compute, best: this ladder does not tell; run a wider one")
     else:
         parameters, tokens = found.optimum
         low, high = found.optimum_interval

@@ -104,6 +104,8 @@ def test_a_forecast_is_the_curves_own_arithmetic() -> None:
     assert told.optimum[0] * told.optimum[1] == pytest.approx(1e15)
     # Least along the line of equal compute.
     assert all(curves[1](told.optimum[0] * by, told.optimum[1] / by) > told.optimum_bits_per_byte for by in (0.8, 1.25))
+    undetermined = Fit(Curve(0.5, 1.0, 0.05, 50.0, 0.3), found.points, 0.01, ())  # an end of the grid
+    assert forecast(undetermined, 10, 10).optimum is None
     flat = Fit(Curve(0.5, 0.0, 0.3, 50.0, 0.3), found.points, 0.01, ())
     assert forecast(flat, 10, 10).optimum is None
     assert math.isnan(forecast(flat, 10, 10).optimum_bits_per_byte)
