@@ -22,6 +22,9 @@ def demo(
     problems: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many of HumanEval.", show_default=False)
     ] = None,
+    post: Annotated[
+        bool, typer.Option("--post", help="Go on to SFT, DPO and GRPO: some minutes more.", show_default=False)
+    ] = False,
 ) -> None:
     """Curate, tokenize, pack, train, evaluate and export a small model, on real code, in minutes.
 
@@ -44,7 +47,12 @@ def demo(
         shutil.rmtree(out)
     console = Console()
     config = DemoConfig(seed, int(megabytes * 1e6), vocab_size, steps, problems)
-    stamps = run_stages(demo_stages(config), out, console)
+    stages = demo_stages(config)
+    if post:
+        from mify.cli.demo.post_stages import PostConfig, post_stages
+
+        stages += post_stages(PostConfig(seed))
+    stamps = run_stages(stages, out, console)
     from mify.cli.demo.report import write_report
 
     write_report(report_data(config, stamps, out), out)

@@ -1,4 +1,4 @@
-"""The demo's four pictures, drawn with matplotlib into PNG files."""
+"""The demo's pictures, drawn with matplotlib into PNG files."""
 
 from __future__ import annotations
 
@@ -128,6 +128,33 @@ def loss_curve(
         right.grid(axis="y", color=GRID)
         if right.lines:
             right.legend(frameon=False, fontsize=9.5)
+        figure.tight_layout()
+        _save(figure, path)
+
+
+Curve = Sequence[tuple[int, float]]
+
+
+def post_training(panels: Sequence[tuple[str, Curve]], solved: Mapping[str, float], path: Path) -> None:
+    """A panel each of (title, points over steps), and bars of the held-out tasks solved before and after."""
+    with plt.rc_context(_STYLE):
+        count = len(panels) + bool(solved)
+        figure, axes = plt.subplots(1, count, figsize=(7.6, 2.4), squeeze=False)
+        for axis, (title, points), color in zip(axes[0], panels, (BLUE, ORANGE, GREEN), strict=False):
+            xs, ys = [x for x, _ in points], [y for _, y in points]
+            axis.plot(xs, ys, color=color, linewidth=0.7, alpha=0.35)
+            axis.plot(xs, _smooth(ys, 0.1), color=color, linewidth=1.6)
+            axis.set_title(title, fontsize=10)
+            axis.set_xlabel("step")
+            axis.grid(axis="y", color=GRID)
+        if solved:
+            axis = axes[0, -1]
+            bars = axis.bar(list(solved), [100 * value for value in solved.values()], color=(MUTED, GREEN), width=0.6)
+            axis.bar_label(bars, fmt="%.0f%%", fontsize=9.5)
+            axis.set_title("Held-out specs solved", fontsize=10)
+            axis.set_ylim(0, max(10.0, 125 * max(solved.values())))
+            axis.set_yticks([])
+            axis.spines["left"].set_visible(False)
         figure.tight_layout()
         _save(figure, path)
 

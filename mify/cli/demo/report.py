@@ -24,6 +24,16 @@ class Infill:
 
 
 @dataclass(frozen=True)
+class Post:
+    """What `--post` adds: curves, and what each step changed in words."""
+
+    panels: list[tuple[str, list[tuple[int, float]]]]  # (title, points over steps)
+    solved: dict[str, float]  # shares of held-out specs, before and after GRPO; empty where nothing could confine it
+    rows: list[tuple[str, str, str]]  # (step, what it learnt from, what changed on held-out data)
+    example: tuple[str, str] | None  # a held-out spec and what the model writes
+
+
+@dataclass(frozen=True)
 class ReportData:
     """All the page shows, in the order it shows it."""
 
@@ -44,14 +54,17 @@ class ReportData:
     exports: list[tuple[str, str, str]]  # (file, size, what was verified)
     stages: list[tuple[str, float, str]]  # (stage, seconds, throughput)
     machine: list[tuple[str, str]] = field(default_factory=list)
+    post: Post | None = None
 
 
 def write_report(data: ReportData, folder: Path) -> None:
-    """Writes funnel.png, composition.png, loss.png, stages.png and report.html into `folder`."""
+    """Writes funnel.png, composition.png, loss.png, stages.png, with `--post` post.png, and report.html."""
     folder.mkdir(parents=True, exist_ok=True)
     charts.funnel(data.funnel, folder / "funnel.png")
     charts.composition(data.available, data.trained, data.target, folder / "composition.png")
     charts.loss_curve(data.steps, data.losses, data.held_out, folder / "loss.png")
+    if data.post is not None:
+        charts.post_training(data.post.panels, data.post.solved, folder / "post.png")
     charts.seconds_by_stage(data.stages, folder / "stages.png")
     best = {
         domain: min(values[domain] for _, values in data.bits_per_byte if domain in values)

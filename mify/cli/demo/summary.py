@@ -11,7 +11,7 @@ from typing import Any
 
 from mify.cli.demo.charts import FunnelStep
 from mify.cli.demo.pipeline import Stamp
-from mify.cli.demo.report import Infill, ReportData
+from mify.cli.demo.report import Infill, Post, ReportData
 from mify.cli.demo.stages import DOMAINS, TARGET, DemoConfig
 
 SHOWN_CHARACTERS = 420  # of the text on each side of an infilled line
@@ -65,7 +65,36 @@ def report_data(config: DemoConfig, stamps: Mapping[str, Stamp], folder: Path) -
             ("processor", f"{platform.machine()}, {os.cpu_count()} cores"),
             ("seed", str(config.seed)),
         ],
+        post=_post(stamps) if "grpo" in stamps else None,
     )
+
+
+def _post(stamps: Mapping[str, Stamp]) -> Post:
+    made, sft, dpo, grpo = (stamps[name].summary for name in ("instructions", "sft", "dpo", "grpo"))
+    panels = [("SFT loss", sft["curve"]), ("DPO margin", dpo["curve"])]
+    rows = [
+        (
+            "SFT",
+            f"{made['functions']} functions of the corpus by their docstrings, and verifiable specs with answers",
+            f"functions: {sft['bits_before']:.3f} → {sft['bits_after']:.3f} bits per byte",
+        ),
+        (
+            "DPO",
+            "pairs of a real function and what the model wrote instead",
+            f"of its training pairs it prefers the real one in {dpo['accuracy'][-1][1]:.0%}",
+        ),
+    ]
+    solved: dict[str, float] = {}
+    if "skipped" in grpo:
+        rows.append(("GRPO", "hidden tests of specs", f"not run: {grpo['skipped']}"))
+    else:
+        panels.append(("GRPO reward", grpo["curve"]))
+        solved = grpo["solved"]
+        change = f"{grpo['tasks']} specs, two samples each: {solved['before']:.0%} → {solved['after']:.0%} solved"
+        rows.append(("GRPO", "hidden tests of other specs, run in the sandbox; no answers", change))
+    example = (grpo["example"]["question"], grpo["example"]["answer"]) if "example" in grpo else None
+    curves = [(title, [(int(step), float(value)) for step, value in points]) for title, points in panels]
+    return Post(curves, solved, rows, example)
 
 
 def _funnel(curation: Mapping[str, Any]) -> list[FunnelStep]:
