@@ -1,4 +1,4 @@
-"""A recipe against a scripted endpoint."""
+"""Scripted endpoints that end with their test."""
 
 from __future__ import annotations
 
@@ -24,20 +24,3 @@ def serve() -> Iterator[Callable[..., ScriptedEndpoint]]:
     yield start
     for server in servers:
         server.close()
-
-
-def grid_recipe(url: str, **head: Any) -> dict[str, Any]:
-    """48 problems from a grid, taken apart."""
-    return {
-        "endpoints": {
-            "teacher": {"url": url, "model": "teacher", "parallel": 6, "timeout_s": 5.0, "pauses_s": [0.01] * 4},
-        },
-        "stages": {
-            "grid": {
-                "kind": "grid", "topics": ["text", "graphs", "dates", "trees"], "skills": ["loops", "recursion"],
-                "difficulties": ["easy", "hard"], "per_cell": 3, "max_new_tokens": 300,
-            },
-            "format": {"kind": "format"},
-        },
-        **head,
-    }  # fmt: skip

@@ -199,3 +199,20 @@ def judge(body: dict[str, Any]) -> str:
         wrong = not wrong
     grades = dict.fromkeys(re.findall(r"^- (\w+) \(", question, re.M), (2 if wrong else 4) + number // 32 % 2)
     return json.dumps({"reason": "It reads so.", **grades})
+
+
+def grid_recipe(url: str, **head: Any) -> dict[str, Any]:
+    """48 problems from a grid, taken apart."""
+    return {
+        "endpoints": {
+            "teacher": {"url": url, "model": "teacher", "parallel": 6, "timeout_s": 5.0, "pauses_s": [0.01] * 4},
+        },
+        "stages": {
+            "grid": {
+                "kind": "grid", "topics": ["text", "graphs", "dates", "trees"], "skills": ["loops", "recursion"],
+                "difficulties": ["easy", "hard"], "per_cell": 3, "max_new_tokens": 300,
+            },
+            "format": {"kind": "format"},
+        },
+        **head,
+    }  # fmt: skip

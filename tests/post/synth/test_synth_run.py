@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import grid_recipe
-from scripted_endpoint import ScriptedEndpoint, number_of, teacher
+from scripted_endpoint import ScriptedEndpoint, grid_recipe, number_of, teacher
 
 from mify.errors import MifyError
 from mify.post.chat import Conversation
