@@ -16,7 +16,6 @@ import torch
 
 from mify.export.hf import export_hf
 from mify.export.quantized import export_quantized
-from mify.generate import generate
 from mify.loading import load, open_weights
 from mify.model import Model
 from mify.serve.adapter import Adapter, Infill
@@ -68,16 +67,28 @@ def served(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: pyte
         yield request.param, engine, weights
 
 
+def behind_the_best(model: Model, prompt: list[int], answer: list[int]) -> list[float]:
+    """By how many nats each token of the answer is less likely than the likeliest, given all before it."""
+    ids = torch.tensor(prompt + answer)
+    with torch.no_grad():
+        hidden = model(ids, torch.arange(len(ids)), torch.tensor([0, len(ids)], dtype=torch.int32), len(ids))
+        log_probabilities = torch.log_softmax(model.logits(hidden).double(), -1)[len(prompt) - 1 : -1]
+    chosen = log_probabilities.gather(1, ids[len(prompt) :, None])[:, 0]
+    return [float(gap) for gap in log_probabilities.amax(1) - chosen]
+
+
 def test_vllm_continues_as_mify_does(served: Any, whole: Model) -> None:
-    """bf16 sums part with fp32 ones in the end, rounded weights sooner: so many tokens must agree, and mostly do."""
+    """Greedy tokens are those of fp32, but for near ties, which bf16 and rounded weights decide otherwise: in bf16
+    "Germany" for "Spain", 0.04 nats behind it.
+    """
     kind, engine, _ = served
-    tokenizer = whole.require_tokenizer()
-    ids = tokenizer.encode(PROMPT)
-    expected = generate(whole, [ids], max_new_tokens=TOKENS, stop_ids=())[0]
-    body = {"model": "small", "prompt": ids, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
-    text = complete(engine.url, body)["choices"][0]["text"]
-    first = tokenizer.decode(expected[: 12 if kind == "hf" else 4])
-    assert text.startswith(first)
+    prompt = whole.require_tokenizer().encode(PROMPT)
+    body = {"model": "small", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+    answer = complete(engine.url, {**body, "return_token_ids": True})["choices"][0]["token_ids"]
+    gaps = behind_the_best(whole, prompt, answer)
+    assert len(gaps) == TOKENS
+    assert max(gaps) < (0.1 if kind == "hf" else 0.5), gaps
+    assert sum(gap == 0 for gap in gaps) >= TOKENS - 4, gaps
 
 
 def test_the_adapter_stands_before_vllm(served: Any) -> None:
