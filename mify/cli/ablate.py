@@ -102,9 +102,9 @@ def ablate(
         words = [size.strip() for size in sizes.split(",") if size.strip()]
         if not all(word.isdecimal() for word in words):
             raise MifyError(f"--sizes {sizes} are no whole numbers", "give them as 100,200,400")
-        numbers = [int(word) for word in words]
+        ladder = [int(word) for word in words]
         steps = ablate_sft.run_sft_scale(
-            conversations, (model or [data / "export" / "hf"])[0], folder, sizes=numbers, seeds=range(1, seeds + 1),
+            conversations, (model or [data / "export" / "hf"])[0], folder, sizes=ladder, seeds=range(1, seeds + 1),
             epochs=epochs, held_out=held_out, recipe=recipe or "ablate-sft", overrides=context.args, say=say,
         )  # fmt: skip
         _show_sft_scale(steps, folder, console)
