@@ -133,7 +133,7 @@ def test_opcheck(device: str) -> None:
         ("apply_rope", (q, k, *angles, False, "triton")),
         ("swiglu", (x, x.detach() * 2, "triton")),
         ("cross_entropy", (x, labels, -100, 0.1, 0.1, "triton")),
-        ("linear_cross_entropy", (x, x.detach()[:3] * 2, labels.clamp(max=2), -100, 0.0, 0.0, 2, True, "triton")),
+        ("linear_cross_entropy", (x, x.detach()[:3] * 2, labels.clamp(max=2), -100, 0.0, 0.0, 2, True, True, "triton")),
     ):
         torch.library.opcheck(getattr(torch.ops.mify, op), arguments, test_utils=tests)
 
