@@ -71,7 +71,8 @@ class PagedCache:
         config, device = model.config, model.head_weight.device
         shape = (config.num_layers, pages + 1, page_size, config.num_kv_heads, config.head_dim)
         self.page_size, self.dtype = page_size, dtype
-        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        # Not cleared: nothing is read before it was written, and memory that is not used costs nothing so.
+        self.keys, self.values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
         self.scales = None if scales is None or dtype != FP8 else scales.to(device, torch.float32)
         columns = -(-config.context // page_size)
         self._host_table = np.full((max_sequences + 1, columns), SCRATCH, np.int32)
