@@ -38,6 +38,7 @@ struct Compared {
 struct Findings {
   std::vector<Match> matches;
   std::vector<Compared> ahead;  // with earlier documents of the block, which may yet go
+  bool alone = false;           // no earlier document of the block shares a bucket with it
 };
 
 // The shingle sets of documents, each computed when it is first asked for, by whichever worker asks.
@@ -112,12 +113,18 @@ class Star {
           Findings& found = findings[i];
           found.matches.clear();
           compare_with_earlier(*workers_[worker], first + static_cast<uint32_t>(i), found);
-          compare_ahead(*workers_[worker], first + static_cast<uint32_t>(i), first, found);
+          // Where copies abound, nearly all of a block match a document kept before it, and comparing them with each
+          // other would be for nothing; with one thread nothing is won by it.
+          found.ahead.clear();
+          found.alone = false;
+          if (team_.size() > 1 && found.matches.empty()) {
+            compare_ahead(*workers_[worker], first + static_cast<uint32_t>(i), first, found);
+          }
         }
       });
       for (uint32_t d = first; d < end; ++d) {
         Findings& found = findings[d - begin];
-        if (!found.ahead.empty()) compare_within_block(*workers_.back(), d, first, found);
+        if (!found.alone) compare_within_block(*workers_.back(), d, first, found);
         decide(d, found.matches, clusters, result);
       }
     }
@@ -193,7 +200,6 @@ class Star {
 
   // Nothing is counted yet.
   void compare_ahead(Worker& worker, uint32_t document, uint32_t block_begin, Findings& found) {
-    found.ahead.clear();
     for (const uint32_t bucket : buckets_of(document)) {
       // Behind the documents kept so far the bucket's members stand as they did, in ascending order.
       const auto end = buckets_.members.begin() + static_cast<ptrdiff_t>(buckets_.offsets[bucket + 1]);
@@ -204,6 +210,7 @@ class Star {
         found.ahead.push_back(look_at(worker, document, *at));
       }
     }
+    found.alone = found.ahead.empty();
   }
 
   // Counts, of the documents of its block, those that were kept and that a bucket lists.
