@@ -40,7 +40,7 @@ class _LinearLogProbs(torch.autograd.Function):
         return log_probs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, index = ctx.saved_tensors
         rows, grad = hidden[index], grads[0][index, None] / ctx.temperature
         wide = grad.dtype
@@ -98,5 +98,6 @@ def linear_log_probs(
         raise ValueError(f"temperature is {temperature}; it must be positive")
     index = ce.check_labels(labels, weight.shape[0], ignore_index).nonzero().squeeze(1)
     chunk = chunk_rows or (512 if hidden.device.type == "cpu" else 4096)
-    log_probs, entropy = _LinearLogProbs.apply(hidden, weight, labels, index, temperature, chunk)
+    found = _LinearLogProbs.apply(hidden, weight, labels, index, temperature, chunk)  # type: ignore[no-untyped-call]
+    log_probs, entropy = found
     return log_probs, entropy

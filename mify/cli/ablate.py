@@ -112,8 +112,8 @@ def ablate(
     if study is Study.grpo:  # makes its own data
         from mify.training import ablate_grpo
 
-        numbers = range(1, seeds + 1)
-        _show_grpo(ablate_grpo.run_grpo_study(folder, seeds=numbers, overrides=context.args, say=say), folder, console)
+        arms = ablate_grpo.run_grpo_study(folder, seeds=range(1, seeds + 1), overrides=context.args, say=say)
+        _show_grpo(arms, folder, console)
         return
     parquet = data / "corpus" / "held_out.parquet"
     if not parquet.is_file() or not (data / "tokens").is_dir():

@@ -16,10 +16,11 @@ from mify.data.segments import Segment
 from mify.errors import MifyError
 from mify.files import read_json, write_json
 from mify.tokenizer import Tokenizer, train_tokenizer
-from mify.training.config import DpoSection, load_recipe
+from mify.training.config import load_recipe
 from mify.training.metrics import read_metrics, without_times
 from mify.training.objectives import dpo
 from mify.training.objectives.dpo import PreferenceStream
+from mify.training.preference_config import DpoSection
 from mify.training.trainer import train
 
 CONTEXT = 64

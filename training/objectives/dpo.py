@@ -34,10 +34,11 @@ from mify.files import read_json, write_json
 from mify.model import Model
 from mify.post.preferences import read_preferences
 from mify.post.prompts import answer_ids, prompt_ids
-from mify.training.config import DpoSection, TrainConfig
+from mify.training.config import TrainConfig
 from mify.training.evaluate import evaluating
 from mify.training.fingerprint import weights_fingerprint
 from mify.training.parallel import World
+from mify.training.preference_config import DpoSection
 
 if TYPE_CHECKING:
     from mify.tokenizer import Tokenizer
@@ -210,7 +211,14 @@ class PreferenceStream:
 class Dpo:
     """The loss over pairs, against the stored log-probabilities of the model that the run starts from."""
 
-    names = ("rewards_chosen", "rewards_rejected", "margin", "accuracy", "log_prob_chosen", "log_prob_rejected")
+    names: tuple[str, ...] = (
+        "rewards_chosen",
+        "rewards_rejected",
+        "margin",
+        "accuracy",
+        "log_prob_chosen",
+        "log_prob_rejected",
+    )
 
     def __init__(self, config: TrainConfig, world: World, model: Model, stream: PreferenceStream) -> None:
         self._config = config.dpo

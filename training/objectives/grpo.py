@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 class Grpo:
     """The loss over answers, and where they come from."""
 
-    names = ("kl", "entropy", "clipped")
+    names: tuple[str, ...] = ("kl", "entropy", "clipped")
 
     def __init__(self, config: TrainConfig, world: World, model: Model, stream: RolloutStream) -> None:
         self.config, self.world, self.model, self.stream = config.grpo, world, model, stream
@@ -282,7 +282,7 @@ def answer_notes(
             notes["correction"][index, span] = 1.0
             if answer.old is not None:
                 notes["old"][index, span] = answer.old
-                if answer.sampled is not None:
+                if answer.sampled is not None and config.importance_cap is not None:
                     gap = np.array(answer.old) - np.array(answer.sampled)
                     notes["correction"][index, span] = np.minimum(np.exp(gap), config.importance_cap)
             if "reference" in notes and answer.reference is not None:
