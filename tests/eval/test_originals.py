@@ -139,7 +139,11 @@ def test_cruxeval_answers(eval_data: Path) -> None:
 NEVER_PASSES = "HumanEval/32"
 
 EVALPLUS = """
-import json, sys
+import json, os, sys
+
+# Its clock for a whole task, 60 s, is read from the environment as a text that it then compares with a number.
+clock, getenv = "EVALPLUS_TIMEOUT_PER_TASK", os.getenv
+os.getenv = lambda name, default=None: 600.0 if name == clock else getenv(name, default)
 from evalplus.eval import untrusted_check
 from evalplus.gen.util import trusted_exec
 
