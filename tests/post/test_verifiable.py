@@ -177,7 +177,7 @@ def test_a_reward_that_raises_is_counted_and_named_or_stops() -> None:
     assert scores.rewards[0] == 1.5
     assert math.isnan(scores.rewards[1])
     assert dict(scores.errors) == {f"{__name__}:raises_on_long: LookupError": 1}
-    with pytest.raises(MifyError, match="raised LookupError on an answer to double: 'no such thing'"):
+    with pytest.raises(MifyError, match="raised LookupError on an answer to double: no such thing"):
         score([answered(tokens=16)], functions, weights, stop=True)
     counted = score([answered()], reward_functions(weights), weights, stop=False)
     assert dict(counted.errors) == {f"{__name__}:gives_nan: ValueError": 1}
@@ -240,5 +240,5 @@ def test_the_family_is_split_by_words_and_its_references_pass(judge: Judge) -> N
 
 
 def test_a_family_has_an_end() -> None:
-    with pytest.raises(MifyError, match="has no 2000 such specs"):
-        draw_specs(2000, seed=0, held_out=True, lengths=(1,))
+    with pytest.raises(MifyError, match="has no 150 such specs"):
+        draw_specs(150, seed=0, held_out=True, lengths=(1,))
