@@ -13,6 +13,7 @@ from mify.curation.licenses import LicensePolicy
 from mify.curation.personal_data import PersonalDataRules
 from mify.curation.quality import QualityRules
 from mify.curation.syntax import SyntaxRules
+from mify.curation.toxicity import ToxicityRules
 from mify.errors import MifyError
 from mify.typed_tree import build, to_plain
 
@@ -98,6 +99,7 @@ class CurationConfig:
     quality: QualityRules = field(default_factory=QualityRules)
     syntax: SyntaxRules = field(default_factory=SyntaxRules)
     personal_data: PersonalDataRules = field(default_factory=PersonalDataRules)
+    toxicity: ToxicityRules = field(default_factory=ToxicityRules)
     decontamination: DecontaminationRules = field(default_factory=DecontaminationRules)
     near_duplicates: NearDuplicateRules = field(default_factory=NearDuplicateRules)
     mixture: MixtureRules = field(default_factory=MixtureRules)
@@ -115,6 +117,7 @@ def check_ranges(config: CurationConfig) -> None:
             "above 0, up to 1",
         ),
         ("syntax.max_error_fraction", syntax.max_error_fraction, 0 <= syntax.max_error_fraction <= 1, "from 0 to 1"),
+        ("toxicity.threshold", config.toxicity.threshold, 0 < config.toxicity.threshold <= 1, "above 0, up to 1"),
         ("near_duplicates.num_perm", near.num_perm, 2 <= near.num_perm <= 4096, "from 2 to 4096"),
         ("near_duplicates.ngram", near.ngram, near.ngram >= 1, "at least 1"),
         ("decontamination.ngram", config.decontamination.ngram, config.decontamination.ngram >= 1, "at least 1"),

@@ -17,6 +17,7 @@ from mify.curation.locations import Location
 from mify.curation.pipeline import load_report
 from mify.curation.quality import quality_findings
 from mify.curation.syntax import checked_languages, error_fraction
+from mify.curation.toxicity import most_toxic
 from mify.errors import MifyError
 from mify.typed_tree import build
 
@@ -138,6 +139,9 @@ def _checks(document: Document, config: CurationConfig) -> Iterator[str]:
         fraction, _ = error_fraction(document.text, document.language)
         limit = config.syntax.max_error_fraction
         yield f"syntax: the grammar cannot place {fraction:.4f} of it, of at most {limit}"
+    if config.toxicity.enabled and document.domain in config.toxicity.domains:
+        ((probability, _),) = most_toxic([document.text])
+        yield f"toxicity: its worst sentence is at {probability:.2f}, below {config.toxicity.threshold}"
     if config.decontamination.benchmarks:
         named = ", ".join(Path(name).name for name in config.decontamination.benchmarks)
         yield f"decontamination: no {config.decontamination.ngram} words in a row with {named}"

@@ -1,6 +1,6 @@
 """Curation from documents to a corpus: every stage in its order, every rejected document kept beside with its reason.
 
-    read → license → language → generated → quality → syntax → personal data → exact duplicates
+    read → license → language → generated → quality → syntax → personal data → toxicity → exact duplicates
          → decontamination → near duplicates → mixture
 
 The work is done in shards (`mify.curation.sharded.run`): same documents and configuration give the same files, byte for
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mify import __version__
-from mify.curation import syntax
+from mify.curation import syntax, toxicity
 from mify.curation.config import CurationConfig, check_ranges
 from mify.curation.decontamination import Benchmark, NgramIndex, load_benchmark
 from mify.curation.documents import Document, Rejected
@@ -140,6 +140,8 @@ def curate(
     check_ranges(config)
     require("syntax.tree_sitter", config.syntax.tree_sitter, syntax.modules(config.syntax))
     require("personal_data.detect_secrets", config.personal_data.detect_secrets, ("detect_secrets",))
+    if config.toxicity.enabled:
+        toxicity.identity()  # raises where the classifier is missing
     # Loaded before anything is read: a missing file shall not end a run of hours.
     benchmarks = [load_benchmark(name) for name in config.decontamination.benchmarks]
     out = out if isinstance(out, str) and is_url(out) else Path(out)
@@ -305,5 +307,5 @@ def _tools(config: CurationConfig, kept: Tally) -> dict[str, Any]:
     return {
         "syntax": {"checked": checked, "unchecked": dict(sorted(unchecked.items()))},
         "detect_secrets": config.personal_data.asks_detect_secrets,
-        "versions": versions(modules),
+        "versions": versions(modules) | (toxicity.identity() if config.toxicity.enabled else {}),
     }

@@ -1,5 +1,5 @@
 """The stages that look at one document at a time: license, language, generated code, quality, syntax, personal
-data.
+data, toxicity.
 
 They run in this order and stop at the first that rejects. They share nothing between documents, so they run in as
 many processes as there are, with the same result.
@@ -19,6 +19,7 @@ from mify.curation.licenses import decide, header_license, is_vendored
 from mify.curation.personal_data import apply_rules
 from mify.curation.quality import content_problem, generated_marker, quality_findings
 from mify.curation.syntax import syntax_finding
+from mify.curation.toxicity import most_toxic
 
 READ = "read"
 LICENSE = "license"
@@ -27,13 +28,14 @@ GENERATED = "generated"
 QUALITY = "quality"
 SYNTAX = "syntax"
 PERSONAL_DATA = "personal data"
+TOXICITY = "toxicity"
 EXACT_DUPLICATES = "exact duplicates"
 DECONTAMINATION = "decontamination"
 NEAR_DUPLICATES = "near duplicates"
 # Decontamination comes before near-duplicates: so what a near-duplicate is removed for is a document that stays.
 STAGES = (
-    READ, LICENSE, LANGUAGE, GENERATED, QUALITY, SYNTAX, PERSONAL_DATA, EXACT_DUPLICATES, DECONTAMINATION,
-    NEAR_DUPLICATES,
+    READ, LICENSE, LANGUAGE, GENERATED, QUALITY, SYNTAX, PERSONAL_DATA, TOXICITY, EXACT_DUPLICATES,
+    DECONTAMINATION, NEAR_DUPLICATES,
 )  # fmt: skip
 
 
@@ -90,6 +92,11 @@ def examine(document: Document, config: CurationConfig) -> Verdict:
         # The evidence names the place, never the secret itself.
         evidence = {"start": dropped.start, "end": dropped.end}
         return Verdict(Rejection(PERSONAL_DATA, dropped.kind, evidence), changes)
+    if config.toxicity.enabled and changes.get("domain", document.domain) in config.toxicity.domains:
+        ((probability, sentence),) = most_toxic([text])
+        if probability >= config.toxicity.threshold:
+            evidence = {"value": round(probability, 4), "limit": config.toxicity.threshold, "sentence": sentence}
+            return Verdict(Rejection(TOXICITY, "insult or obscenity", evidence), changes)
     if redactions:
         changes["text"] = text
     return Verdict(None, changes, dict(redactions))

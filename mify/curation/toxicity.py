@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
 
 from mify.curation.extras import found
 from mify.errors import MifyError
@@ -24,7 +24,23 @@ _ENDS = re.compile(r"(?<=[.!?])\s+|\n+")
 _MODULE = "profanity_check"
 
 
-def identity() -> dict[str, Any]:
+@dataclass(frozen=True)
+class ToxicityRules:
+    """Whether prose that reads as an insult or obscene is dropped.
+
+    Args:
+        enabled: needs the extra `safety`. Off by default: the classifier is slow beside the other rules, and what a
+            license, a manual or a docstring says is rarely rude.
+        threshold: a document falls where its worst sentence reaches this probability.
+        domains: whose documents are asked.
+    """
+
+    enabled: bool = False
+    threshold: float = DEFAULT_THRESHOLD
+    domains: tuple[str, ...] = ("text", "math")
+
+
+def identity() -> dict[str, str]:
     """What a verdict depends on.
 
     Raises:

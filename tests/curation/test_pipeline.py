@@ -22,6 +22,7 @@ from mify.curation.explain import explain
 from mify.curation.personal_data import PersonalDataRules
 from mify.curation.pipeline import curate, load_report
 from mify.curation.stages import STAGES
+from mify.curation.toxicity import ToxicityRules
 from mify.errors import MifyError
 
 WORDS = (
@@ -198,6 +199,25 @@ def test_redacted_documents_keep_their_id_and_are_counted(tmp_path: Path) -> Non
     (row,) = [row for row in dropped.data["stages"] if row["stage"] == "personal data"]
     assert row["reasons"]["email"]["documents"] == 1
     assert "jane" not in (tmp_path / "report.json").read_text()
+
+
+def test_rude_prose_falls_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("profanity_check")
+    rude = make(
+        f"{PROSE}\nOnly a stupid idiot cannot do that, you dumb loser.", "rude.md", domain="text", language="markdown"
+    )
+    documents = [*corpus()[0], rude]
+    left = curate(documents, tmp_path / "left", config()).data
+    assert next(row for row in left["stages"] if row["stage"] == "toxicity")["reasons"] == {}
+    report = curate(documents, tmp_path / "out", config(toxicity=ToxicityRules(enabled=True))).data
+    (row,) = [item for item in read_rejected(tmp_path / "out" / "rejected.parquet") if item.stage == "toxicity"]
+    assert row.document.path == "rude.md"
+    assert "idiot" in json.loads(row.evidence)["sentence"]
+    assert "alt-profanity-check" in report["tools"]["versions"]
+    (told,) = explain(tmp_path / "out", "First.md")
+    assert any("toxicity: its worst sentence is at" in line for line in told.lines())
+    with pytest.raises(MifyError, match=r"toxicity\.threshold = 1\.5 is out of range"):
+        curate(documents, tmp_path / "off", config(toxicity=ToxicityRules(threshold=1.5)))
 
 
 def test_same_input_gives_the_same_bytes_for_any_order_and_number_of_workers(tmp_path: Path) -> None:
