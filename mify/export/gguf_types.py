@@ -114,10 +114,16 @@ def _mixture(name: str, dtype: str, default: str, layer: int, num_layers: int, q
 
 
 def encoded_bytes(shape: tuple[int, ...], kind: str) -> int:
-    """How many bytes a tensor takes in ggml type `kind`."""
+    """How many bytes a tensor takes in ggml type `kind`.
+
+    Raises:
+        ValueError: its rows are no whole number of the type's blocks.
+    """
     import gguf
 
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    if math.prod(shape[-1:]) % block:
+        raise ValueError(f"rows of {math.prod(shape[-1:])} values are no whole blocks of {block} as {kind} has")
     return math.prod(shape) // block * size
 
 
