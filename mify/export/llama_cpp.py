@@ -89,7 +89,13 @@ class LlamaCpp:
 
     def close(self) -> None:
         """Ends the server and frees the model."""
-        self._server = None
+        try:
+            if self._server is not None:
+                # Its loop answers this. An end that comes before the loop has begun is lost, and the destructor then
+                # waits for the loop for ever (seen on a busy machine).
+                self.request("/slots")
+        finally:
+            self._server = None
 
     def __enter__(self) -> LlamaCpp:
         return self
