@@ -48,9 +48,10 @@ def test_grpo_lifts_the_pass_rate_and_shuffled_rewards_do_not(tmp_path: Path) ->
     rows = run_grpo_study(tmp_path, seeds=[1], arms=["grpo", "shuffled"], say=print)
     assert time.monotonic() - started < 3 * 900
     found = {(one.arm, one.how): one for one in rows}
-    assert 0.05 < found["warm", "sampled"].solved < 0.6
-    assert found["grpo", "sampled"].low > 0
-    assert found["grpo", "sampled"].solved > found["shuffled", "sampled"].solved
+    assert 0.2 < found["warm", "sampled"].solved < 0.75
+    for how in ("greedy", "sampled"):
+        assert found["grpo", how].low > 0
+        assert found["grpo", how].solved > found["shuffled", how].solved
     document = read_json(tmp_path / "grpo.json")
     assert (document["format"], document["version"]) == ("mify-grpo-study", 1)
     # Again: nothing is trained a second time.
