@@ -204,7 +204,7 @@ def test_a_label_that_is_no_class_is_nan_where_it_cannot_be_refused() -> None:
     gradient = ce_ref.backward(torch.ones(4), logits, labels, lse, 0.1, 0.1)
     assert torch.equal(loss.isnan(), bad)
     assert torch.equal(gradient.isnan(), bad[:, None].expand(4, 5))
-    loss, dhidden, _ = linear_ce_ref.forward(logits, W[:, :1].expand(5, 5), labels, 0.0, 0.0, 3, True)
+    loss, dhidden, _ = linear_ce_ref.forward(logits, W[:, :1].expand(5, 5), labels, 0.0, 0.0, 3, True, True)
     assert loss.isnan()
     assert torch.equal(dhidden.isnan(), bad[:, None].expand(4, 5))
 
