@@ -1,8 +1,9 @@
 // Grouped-query attention of new tokens against cached keys and values in pages, on a CPU, with fp32 sums.
 //
-// A job is one sequence and one key/value head. Each new token is taken with two query heads of the group at a time: its
-// scores over all keys that it sees, their softmax, the weighted sum of the values. What a token gets depends on its own
-// query, keys and values alone, to the bit: not on the batch, on the chunk it came in, or on the number of threads.
+// A job is one sequence and one key/value head. Each new token is taken with two query heads of the group at a time:
+// its scores over all keys that it sees, their softmax, the weighted sum of the values. What a token gets depends on
+// its own query, keys and values alone, to the bit: not on the batch, on the chunk it came in, or on the number of
+// threads.
 #pragma once
 
 #include <cstddef>
@@ -19,16 +20,16 @@ struct PagedCache {
 };
 
 struct PagedProblem {
-  Heads q, out;              // (tokens, query_heads, head_dim)
+  Heads q, out;  // (tokens, query_heads, head_dim)
   PagedCache keys, values;
   bool fp8;
-  const int32_t* bounds;     // (sequences + 1): new tokens of each; null: one each
-  const int32_t* lengths;    // (sequences): keys of each, its new tokens included
-  const int32_t* table;      // (sequences, columns) pages; null: sequence b has page b
+  const int32_t* bounds;   // (sequences + 1): new tokens of each; null: one each
+  const int32_t* lengths;  // (sequences): keys of each, its new tokens included
+  const int32_t* table;    // (sequences, columns) pages; null: sequence b has page b
   ptrdiff_t table_stride;
   int64_t sequences, pages, page_size, columns;
   int query_heads, kv_heads, head_dim;
-  const float* key_scale;    // (kv_heads): what stored values are multiplied by; null: 1
+  const float* key_scale;  // (kv_heads): what stored values are multiplied by; null: 1
   const float* value_scale;
   float scale;
 };
