@@ -12,6 +12,7 @@ import ast
 import builtins
 import re
 import threading
+import warnings
 
 # Modules through whose public names nothing of the interpreter can be reached.
 _PLAIN_MODULES = frozenset(
@@ -50,7 +51,7 @@ def suspicion(source: str, used_by_tests: frozenset[str] = frozenset()) -> str |
         used_by_tests: names the tests rely on that are not the program's to define.
     """
     try:
-        tree = _parse(source)
+        tree = parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None  # it cannot run either
     try:
@@ -177,16 +178,18 @@ def _bound_at_top(tree: ast.Module) -> set[str]:
     return names
 
 
-def _parse(source: str) -> ast.Module:
+def parse(source: str) -> ast.Module:
+    """`ast.parse` for texts that models wrote: in any thread, and without its warnings, which nobody asked for."""
     # CPython 3.11 counts the depth of the tree it builds in one place for all threads, and raises SystemError where two
     # build at once (CPython gh-106905).
-    with _PARSING:
+    with _PARSING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return ast.parse(source)
 
 
 def names_used(source: str) -> frozenset[str]:
     """All names that a text loads or calls; empty where it is no Python."""
     try:
-        return frozenset(node.id for node in ast.walk(_parse(source)) if isinstance(node, ast.Name))
+        return frozenset(node.id for node in ast.walk(parse(source)) if isinstance(node, ast.Name))
     except (SyntaxError, ValueError, RecursionError):
         return frozenset()

@@ -29,7 +29,7 @@ from typing import Any
 from mify.errors import MifyError
 from mify.eval.code_blocks import block_that_defines
 from mify.eval.sandbox import Limits, Pool, Program, Verdict
-from mify.eval.suspicion import names_used, suspicion
+from mify.eval.suspicion import names_used, parse, suspicion
 from mify.post.preferences import json_lines
 from mify.post.prompts import Prompt, check_prompt
 
@@ -202,7 +202,7 @@ def _judged(verdict: Verdict, nonce: str, count: int) -> Judged:
 def _refused(task: CodeTask, program: str) -> Judged | None:
     """What needs not be run: no program, or one that a guard strikes."""
     try:
-        tree = ast.parse(program)
+        tree = parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return Judged("no program", 0.0, type(error).__name__)
     if not any(isinstance(node, ast.FunctionDef) and node.name == task.entry_point for node in tree.body):
