@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mify.engine import PAGE_SIZE, Engine, Request, SamplingParams, TextPieces
+from mify.engine import PAGE_SIZE, Engine, Request, SamplingParams
 from mify.errors import MifyError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def request_seed(seed: int, index: int) -> int:
 def stream_text(
     model: Model, prompt: str | Sequence[int], params: SamplingParams, *, skip_special: bool = False
 ) -> Iterator[str]:
-    """The continuation of one prompt in pieces of text as they come, cut before the first stop string.
+    """The continuation of one prompt in pieces of text as they come, see `Engine.stream`, in an engine of its own.
 
     Args:
         prompt: a text, or token ids. skip_special: leave special tokens out of the text.
@@ -85,14 +85,19 @@ def stream_text(
     if not ids and tokenizer.eot_id is not None:
         ids = [tokenizer.eot_id]  # a text begins where another has ended
     tokens = min(len(ids) + params.max_new_tokens, model.config.context) + 2 * PAGE_SIZE
-    pieces = TextPieces(tokenizer, params.stop, skip_special=skip_special)
     graph = model.head_weight.is_cuda and params.max_new_tokens >= _GRAPH_STEPS
     engine = Engine(model, max_sequences=1, kv_tokens=tokens, cuda_graph=graph)
-    for event in engine.submit(Request(ids, params)):
-        if event.token is not None and (piece := pieces.push(event.token)):
-            yield piece
-    if piece := pieces.end():
-        yield piece
+    return engine.stream(Request(ids, params), skip_special=skip_special)
+
+
+def infill_prompt(model: Model, prefix: str, suffix: str, max_new_tokens: int) -> list[int]:
+    """The ids that ask for the text between prefix and suffix, in prefix-suffix-middle order.
+
+    Where the context is too short for both and the answer, what is farthest from the gap is left out.
+    """
+    tokenizer = model.require_tokenizer()
+    room = model.config.context - max_new_tokens
+    return crop_infill(tokenizer.encode_fim(prefix, suffix), tokenizer.fim_suffix_id, room)
 
 
 def crop_infill(prompt: list[int], suffix_id: int | None, room: int) -> list[int]:

@@ -132,11 +132,9 @@ class Model(nn.Module):
 
         Where the context is too short for both, what is farthest from the gap is left out.
         """
-        from mify.generate import crop_infill
+        from mify.generate import infill_prompt
 
-        tokenizer = self.require_tokenizer()
-        room = self.config.context - max_new_tokens
-        prompt = crop_infill(tokenizer.encode_fim(prefix, suffix), tokenizer.fim_suffix_id, room)
+        prompt = infill_prompt(self, prefix, suffix, max_new_tokens)
         return self.generate(
             prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
             seed=seed, stop=stop,

@@ -193,6 +193,33 @@ def test_command_line(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.
     assert CliRunner().invoke(app, ["generate", "folder", "--fim", *files]).exit_code == 2
 
 
+def test_the_command_shows_tokens_as_they_are_made_until_it_is_interrupted(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from mify.cli.app import app
+    from mify.engine import Engine
+
+    model = lively(vocab_size=400)
+    model.tokenizer = tokenizer
+    monkeypatch.setitem(sys.modules, "mify.loading", SimpleNamespace(load=lambda path, **_: model))
+    whole = model.generate("def add(a", max_new_tokens=30)
+    step, steps = Engine.step, iter(range(100))
+
+    def interrupted(engine: Engine) -> None:
+        if next(steps) == 12:
+            raise KeyboardInterrupt
+        step(engine)
+
+    monkeypatch.setattr(Engine, "step", interrupted)
+    result = CliRunner().invoke(app, ["generate", "folder", "def add(a", "--max-new-tokens", "30"])
+    assert result.exit_code == 130
+    assert 0 < len(result.stdout) < len(whole)
+    assert whole.startswith(result.stdout.removesuffix("\n"))
+    assert not result.stderr
+
+
 def test_ends_at_what_the_models_file_names() -> None:
     model = lively()
     free = generate(model, [[3, 1, 4]], max_new_tokens=8, stop_ids=())[0]

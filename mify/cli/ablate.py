@@ -64,6 +64,12 @@ def ablate(
     problems: Annotated[
         int, typer.Option(help="quant: HumanEval problems, the first so many (164 on a GPU); 0: none.", min=0, max=164)
     ] = 10,
+    samples: Annotated[
+        int,
+        typer.Option(
+            help="quant: answers a problem: the greedy one, or several at temperature 0.2, which tell more.", min=1
+        ),
+    ] = 1,
     conversations: Annotated[
         Path | None, typer.Option(help="sft-scale: .jsonl, or a folder of them, as mify convert writes it.")
     ] = None,
@@ -133,7 +139,7 @@ def ablate(
         names = [name.strip() for name in methods.split(",") if name.strip()]
         rows = ablate_quant.run_quant_study(
             model or [data / "runs" / "demo"], documents, data / "corpus" / "documents.parquet", folder,
-            methods=names, problems=problems, say=say,
+            methods=names, problems=problems, samples=samples, say=say,
         )  # fmt: skip
         _show_quant(rows, folder, console, measured_bytes)
         return
@@ -180,17 +186,26 @@ def _show_quant(rows: list[Row], folder: Path, console: Console, held_out_bytes:
 
     from mify.training.ablate_quant import SPEED_ON, conclusion
 
-    table = Table("model", "method", "MB", "decode, predicted", "bits per byte", "change", "95%", "pass@1")
+    table = Table("model", "method", "MB", "decode", "held-out bits a byte", "pass@1", "solutions' bits a byte")
     for row in rows:
+        plain = row.method == "bf16"
+        passes, solutions = row.passes, f"{row.solution_bits:.4f}"
+        if not plain:
+            solutions += f" {row.solution_change:+.2%}\n[{row.solution_low:+.2%}, {row.solution_high:+.2%}]"
+        held_out = f"{row.bits_per_byte:.4f}"
+        if not plain:
+            held_out += f" {row.change:+.2%}\n[{row.low:+.2%}, {row.high:+.2%}]"
+        solved = f"{row.pass_at_1:.1%}"
+        if passes is not None:
+            solved += f" {100 * passes.mean:+.1f}\n[{100 * passes.low:+.1f}, {100 * passes.high:+.1f}]"
         table.add_row(
-            row.model, row.method, f"{row.megabytes:.1f}", f"{row.decode_speedup:.2f}x", f"{row.bits_per_byte:.4f}",
-            f"{row.change:+.2%}", f"{row.low:+.2%} … {row.high:+.2%}",
-            f"{row.passed}/{row.problems}" if row.problems else "not run",
+            row.model, row.method, f"{row.megabytes:.1f}", f"{row.decode_speedup:.2f}x", held_out,
+            *((solved, solutions) if row.problems else ("not run", "not run")),
         )  # fmt: skip
     console.print(table)
     console.print(
         f"decode: batch 1 on an {SPEED_ON}, by bytes, nothing was run. Held out: at most {held_out_bytes:,} bytes per "
-        "domain, documents that fit; --held-out-bytes and --problems measure more.",
+        "domain, documents that fit; --held-out-bytes, --problems and --samples measure more. In brackets 95%, paired.",
         style="dim",
     )
     console.print(conclusion(rows), markup=False)

@@ -36,7 +36,7 @@ def chat(
         str, typer.Option(metavar="NAME", help="The environment variable that holds an endpoint's key.")
     ] = "OPENAI_API_KEY",
 ) -> None:
-    """Chat with a model. An empty line or /exit ends it, /reset forgets what was said.
+    """Chat with a model. An empty line or /exit ends it, /reset forgets what was said, Ctrl-C breaks an answer off.
 
     mify chat mify-demo/export/model.gguf
     """
@@ -66,6 +66,9 @@ def chat(
                 for piece in talk.say(line):
                     sys.stdout.write(piece)
                     sys.stdout.flush()
+            except KeyboardInterrupt:
+                if not terminal:
+                    raise
             except MifyError as error:
                 typer.echo(f"mify: {error}", err=True)
                 if not terminal:

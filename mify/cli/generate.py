@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -32,7 +32,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
 ) -> None:
-    """Generate text with a model.
+    """Generate text with a model; it appears as it is made. Ctrl-C ends it with what is there.
 
     mify generate runs/demo "def fibonacci(n):"          continue a text
     mify generate runs/demo --fim prefix.py suffix.py    fill the gap between two files
@@ -49,21 +49,26 @@ def generate(
         raise MifyError("device cuda is not there", "use --device cpu; `mify doctor` says what this machine has")
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     loaded = load(model, device=chosen, dtype=torch.bfloat16 if chosen.startswith("cuda") else torch.float32)
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "seed": seed,
-        "stop": stop or [],
-    }
+    from mify.engine import SamplingParams
+    from mify.generate import infill_prompt, request_seed, stream_text
+
+    given: str | list[int]
     if fim is not None:
         before, after = (_read(path) for path in fim)
-        typer.echo(loaded.infill(before, after, **options), nl=False)
-        return
-    text = sys.stdin.read() if prompt == "-" else prompt or ""
-    typer.echo(loaded.generate(text, **options))
+        given = infill_prompt(loaded, before, after, max_new_tokens)
+    else:
+        given = sys.stdin.read() if prompt == "-" else prompt or ""
+    params = SamplingParams(
+        max_new_tokens, temperature, top_k, top_p, min_p, request_seed(seed, 0), stop or []
+    )  # fmt: skip
+    try:
+        for piece in stream_text(loaded, given, params):
+            typer.echo(piece, nl=False)
+    except KeyboardInterrupt:  # what is there is there
+        typer.echo()
+        raise typer.Exit(130) from None
+    if fim is None:
+        typer.echo()
 
 
 def _read(path: Path) -> str:

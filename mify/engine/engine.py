@@ -1,7 +1,8 @@
 """Many requests on one model at a time: they go in whenever they come, and come out token by token.
 
     engine = Engine(model)
-    for event in engine.submit(Request(ids)): …        one request, streamed; leaving the loop early cancels it
+    for event in engine.submit(Request(ids)): …        one request, token by token; leaving the loop early cancels it
+    for piece in engine.stream(Request(ids)): …        the same as text
     results = engine.run(requests)                     many, all at once
 
 Keys and values lie in pages of one pool (Kwon et al. 2023, arXiv 2309.06180); every pass carries the next token of all
@@ -31,7 +32,7 @@ from .pages import Pages
 from .request import Event, FinishReason, Request, Result, TopLogprobs
 from .runner import SMALL, Runner
 from .scheduler import Generation, Piece, Scheduler
-from .text import StopStrings
+from .text import StopStrings, TextPieces
 
 if TYPE_CHECKING:
     from mify.model import Model
@@ -75,6 +76,15 @@ class Stream(Iterator[Event]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
+
+
+def _text(stream: Stream, pieces: TextPieces) -> Iterator[str]:
+    with stream:
+        for event in stream:
+            if event.token is not None and (piece := pieces.push(event.token)):
+                yield piece
+        if piece := pieces.end():
+            yield piece
 
 
 def _leave(generation: Generation) -> None:
@@ -173,6 +183,21 @@ class Engine:
             for stream in streams:
                 stream.cancel()
         return [stream.result for stream in streams]
+
+    def stream(self, request: Request, *, skip_special: bool = False) -> Iterator[str]:
+        """Takes a request in and returns its continuation as text in pieces, as they come, none of them empty.
+
+        A piece holds whole characters, and nothing that may be the beginning of a stop string; the text ends before the
+        first of those. Closing the iterator, or losing it, cancels the request.
+
+        Args:
+            skip_special: leave special tokens out of the text.
+
+        Raises:
+            MifyError: as `submit`, or a model without a tokenizer.
+        """
+        pieces = TextPieces(self.model.require_tokenizer(), request.params.stop, skip_special=skip_special)
+        return _text(self.submit(request), pieces)
 
     @property
     def busy(self) -> bool:

@@ -29,7 +29,8 @@ class Speaker(Protocol):
 
 
 class Conversation:
-    """What was said so far. A turn that fails is forgotten, so that the next can be tried."""
+    """What was said so far. A turn that fails is forgotten, so that the next can be tried; of one that is broken off,
+    what was heard is kept."""
 
     def __init__(
         self,
@@ -53,9 +54,14 @@ class Conversation:
         """The answer to `text`, in pieces as they come."""
         asked = [*self.messages, {"role": "user", "content": text}]
         answer = ""
-        for piece in self._speaker.answer(asked, **self._options):
-            answer += piece
-            yield piece
+        try:
+            for piece in self._speaker.answer(asked, **self._options):
+                answer += piece
+                yield piece
+        except (KeyboardInterrupt, GeneratorExit):
+            if answer:
+                self.messages = [*asked, {"role": "assistant", "content": answer}]
+            raise
         self.messages = [*asked, {"role": "assistant", "content": answer}]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_generate import PROMPTS, lively
 
-from mify.engine import Engine, Event, Request, Result, SamplingParams
+from mify.engine import Engine, Event, Request, Result, SamplingParams, TextPieces
 from mify.engine.cache import FP8
 from mify.engine.pages import Pages
 from mify.errors import MifyError
@@ -237,6 +237,63 @@ def test_stop_strings_across_tokens() -> None:
         assert (result.finish_reason, result.stopped_by) == ("stop", stop)
         assert stop in seen
         assert stop not in tokenizer.decode(result.tokens[:-1])
+
+
+def test_text_comes_in_whole_characters_and_never_shows_a_part_of_a_stop_string() -> None:
+    tokenizer = train_tokenizer(["naïve"], 384)  # no merges: characters fall into bytes
+    model = lively(vocab_size=400)
+    model.tokenizer = tokenizer
+    engine = Engine(model)
+    sent: list[int] = tokenizer.encode("café 😀 Möbelstück; def f(): pass\n\nclass A")
+
+    def pieces(stop: str) -> list[str]:
+        """What streams of these very tokens show: the model's own are beside the point here."""
+        events = TextPieces(tokenizer, [stop])
+        shown = [events.push(token) for token in sent]
+        return [piece for piece in [*shown, events.end()] if piece]
+
+    text = tokenizer.decode(sent)
+    assert len(pieces("nowhere")) > 20
+    for start in range(len(text)):
+        for end in (start + 1, start + 4, start + 9):
+            shown = pieces(text[start:end])
+            assert "".join(shown) == text[: text.index(text[start:end])]
+            assert "\ufffd" not in "".join(shown)
+
+    whole = Engine(model).run([Request([9], SamplingParams(60))])[0].tokens
+    assert "".join(engine.stream(Request([9], SamplingParams(60)))) == tokenizer.decode(whole)
+    first = engine.stream(Request([9], SamplingParams(60)))
+    assert next(first)
+    assert engine.busy, "the first piece is there before the rest is made"
+    assert "".join(engine.stream(Request([9], SamplingParams(60)))) == tokenizer.decode(whole)
+
+
+@pytest.mark.parametrize("how", ["close", "lost", "interrupted", "never begun"])
+def test_who_leaves_a_text_gives_his_pages_back(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively(vocab_size=400)
+    model.tokenizer = train_tokenizer(["def add(a, b):\n    return a + b\n"], 384)
+    engine = Engine(model)
+    other = engine.submit(greedy(ids=PROMPTS[1]))
+    text = engine.stream(greedy())
+    if how != "never begun":
+        next(text)
+    if how == "interrupted":
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(engine, "step", _interrupted)
+            list(text)
+    elif how == "close":
+        text.close()  # type: ignore[attr-defined]
+    else:
+        del text
+        gc.collect()
+        engine.step()
+    assert engine.pages - engine.free_pages <= 1, "the other's alone"
+    assert [event.token for event in other] == plain(model, PROMPTS[1], NEW)
+    assert (engine.busy, engine.free_pages) == (False, engine.pages)
+
+
+def _interrupted() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("settings", [{}, {"guesses": 5}, {"kv_tokens": 64}])

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from mify.eval.statistics import bootstrap_interval, pass_at_k
+from mify.eval.statistics import bootstrap_interval, paired_difference, pass_at_k
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,21 @@ def test_an_interval_where_all_came_out_alike() -> None:
     centre = (z * z / (2 * n)) / (1 + z * z / n)
     assert bootstrap_interval([0.0] * n) == pytest.approx((0.0, 2 * centre))
     assert bootstrap_interval([1.0] * n) == pytest.approx((1 - 2 * centre, 1.0))
+
+
+def test_paired_runs() -> None:
+    before, after = [1.0] * 8 + [0.0] * 92, [1.0] * 6 + [0.0] * 93 + [1.0]
+    found = paired_difference(before, after)
+    assert (found.won, found.lost) == (1, 2)
+    assert found.mean == pytest.approx(-0.01)
+    assert found.low < -0.01 < found.high
+    alone = [bootstrap_interval(values) for values in (before, after)]
+    assert found.high - found.low < 0.7 * max(high - low for low, high in alone), "hard problems drop out"
+    assert found.p == 1.0
+    assert paired_difference([0.0] * 6, [1.0] * 6).p == 2 / 2**6
+    assert paired_difference([0.25, 0.5, 0.5], [0.5, 0.5, 0.0]).mean == pytest.approx(-1 / 12)
+    same = paired_difference(before, before)
+    assert (same.mean, same.won, same.lost, same.p) == (0, 0, 0, 1)
+    assert same.high == -same.low == pytest.approx(0.037, abs=1e-3), "no change on 100 items is no proof of none"
+    with pytest.raises(ValueError, match="zip"):
+        paired_difference([1.0], [1.0, 0.0])

@@ -76,6 +76,29 @@ def test_llama_cpp_renders_the_export_alike(gguf: Path) -> None:
         assert server.request("/apply-template", body)["prompt"].count('"name": "look_up"') == 1
 
 
+@pytest.mark.parametrize("leave", [KeyboardInterrupt, GeneratorExit])
+def test_of_an_answer_that_is_broken_off_what_was_heard_is_kept(leave: type[BaseException]) -> None:
+    class Speaker:
+        name = "any"
+
+        def answer(self, messages: Sequence[Message], **_: object) -> Iterator[str]:
+            yield "one "
+            yield "two "
+            if leave is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            yield "three"
+
+    talk = Conversation(Speaker(), None)
+    said = talk.say("count")
+    heard = [next(said), next(said)]
+    if leave is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            next(said)
+    else:
+        said.close()  # type: ignore[attr-defined]
+    assert talk.messages[-1] == {"role": "assistant", "content": "".join(heard)}
+
+
 def test_a_user_cannot_write_special_tokens(model: Model) -> None:
     tokenizer = model.require_tokenizer()
     ids = chat_ids(tokenizer, CHAT_TEMPLATE, TALK)

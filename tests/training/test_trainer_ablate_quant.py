@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import textwrap
 from pathlib import Path
 
@@ -11,8 +12,14 @@ import pytest
 from mify.config import model_config
 from mify.curation.documents import Document, write_documents
 from mify.errors import MifyError
+from mify.eval.completers import MifyCompleter
+from mify.eval.humaneval import humaneval
+from mify.eval.records import Journal
+from mify.eval.runner import RunOptions
+from mify.eval.tasks import Task
 from mify.export.hf import export_hf
 from mify.files import read_json
+from mify.loading import load
 from mify.model import Model
 from mify.tokenizer import train_tokenizer
 from mify.training.ablate_quant import conclusion, run_quant_study
@@ -52,7 +59,7 @@ def test_rows_of_every_method(made: tuple[Path, Path, HeldOut], tmp_path: Path) 
         assert abs(row.change) < 0.02
     assert "tiny, awq4" in conclusion(rows)
     stored = read_json(tmp_path / "quantization.json")
-    assert (stored["format"], stored["version"]) == ("mify-quantization-study", 1)
+    assert (stored["format"], stored["version"]) == ("mify-quantization-study", 2)
     assert len(stored["rows"]) == 4
     said.clear()
     again = run_quant_study(
@@ -60,6 +67,41 @@ def test_rows_of_every_method(made: tuple[Path, Path, HeldOut], tmp_path: Path) 
     )
     assert not said
     assert again == rows
+
+
+def test_humaneval_is_compared_problem_by_problem(
+    made: tuple[Path, Path, HeldOut], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, calibration, held_out = made
+
+    def run_task(task: Task, completer: MifyCompleter, out: Path, options: RunOptions) -> None:
+        """A benchmark in which the quantized model loses the second problem, and half of the third."""
+        right = {"bf16": (2, 2, 1, 0), "awq4": (2, 0, 0, 0)}[completer.name.partition("-")[0]]
+        assert (options.samples, options.temperature, options.limit) == (2, 0.2, 4)
+        with Journal(out / "humaneval.verdicts.jsonl", "verdicts", {}, ("id", "sample")) as journal:
+            for item, passed in zip(task.items[:4], right, strict=True):
+                for sample in range(2):
+                    journal.add({"id": item.id, "sample": sample, "status": "passed" if sample < passed else "failed"})
+
+    monkeypatch.setattr("mify.eval.runner.run_task", run_task)
+    base, awq4 = run_quant_study(
+        [model], held_out, calibration, tmp_path, methods=["awq4"], problems=4, samples=2, calibration_tokens=1500,
+        say=lambda _: None,
+    )  # fmt: skip
+    assert (base.pass_at_1, awq4.pass_at_1) == (5 / 8, 2 / 8)
+    assert base.passes is None
+    assert awq4.passes is not None
+    assert (awq4.passes.mean, awq4.passes.won, awq4.passes.lost, awq4.passes.p) == (-3 / 8, 0, 2, 0.5)
+    assert awq4.passes.low < -3 / 8 < awq4.passes.high <= 0
+    # The published solutions' code length by a model that knows nothing: about log2 of the vocabulary a token; of a
+    # solution longer than the context, what is left.
+    items, encode = humaneval().items[:4], load(model).require_tokenizer().encode
+    solutions = [item.fields["canonical_solution"] for item in items]
+    tokens = sum(min(len(encode(solution)), 127) for solution in solutions)
+    size = sum(map(len, solutions))
+    assert base.solution_bits == pytest.approx(tokens * math.log2(704) / size, rel=0.05)
+    assert awq4.solution_bits == pytest.approx(base.solution_bits * (1 + awq4.solution_change))
+    assert "HumanEval -37.5 points" in conclusion([base, awq4])
 
 
 def test_bad_input(made: tuple[Path, Path, HeldOut], tmp_path: Path) -> None:
