@@ -196,6 +196,8 @@ def test_a_run_trains_resumes_and_is_loaded_merged(tmp_path: Path) -> None:
     # Another run goes on from it.
     branch = train(run("branch", f"--lora.adapter={out}", "--steps=1", "--optimizer.learning_rate=1e-12"), quiet)
     torch.testing.assert_close(logits(load(branch.checkpoint)), logits(first))
+    with pytest.raises(MifyError, match=r"multiplies its correction of .* by 8, .* make it 16"):
+        train(run("louder", f"--lora.adapter={out}", "--lora.alpha=64"), quiet)
     refused = CliRunner().invoke(app, ["export", str(base), "--to", "adapter", "--out", str(out)])
     assert refused.exit_code == 2
     with pytest.raises(MifyError, match="fp8"):

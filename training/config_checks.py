@@ -94,6 +94,16 @@ def _check_preference(config: TrainConfig) -> None:
         )
     if config.data.fim.rate:
         raise MifyError(f"{config.objective} has no fill-in-the-middle", "set --data.fim.rate=0")
+    if config.optimizer.z_loss:
+        raise MifyError(f"{config.objective} has no z-loss", "set --optimizer.z_loss=0")
+    mixed = next((name for name, source in config.data.sources.items() if source.parts is not None), None)
+    if mixed is not None:
+        raise MifyError(
+            f"data.sources.{mixed}.parts belongs to sft",
+            f"for {config.objective} give a weight: 1, 2, … times an epoch",
+        )
+    if config.objective == "grpo" and config.data.skip:
+        raise MifyError("grpo cannot blank a task: data.skip is of no use", "take the task out of its file")
     if config.objective == "grpo" and config.grpo.max_new_tokens >= config.data.context:
         raise MifyError(
             f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in data.context = "

@@ -121,6 +121,7 @@ def _preferences(config: TrainConfig, world: World) -> Stream:
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,
+        skip=data.skip,
     )
 
 

@@ -117,9 +117,10 @@ def _backward(run: Run, batch: PackedBatch, scale: float) -> Tensor:
 
 
 def micro_batches(config: TrainConfig, batch: PackedBatch) -> list[PackedBatch]:
-    """`batch` in parts of `data.micro_rows` rows: what goes through the model at a time."""
-    rows = config.data.micro_rows or batch.num_rows
-    return batch.split(max(1, batch.num_rows // rows)) if batch.num_rows > rows else [batch]
+    """`batch` in equal parts of at most `data.micro_rows` rows: what goes through the model at a time."""
+    rows, most = batch.num_rows, config.data.micro_rows or batch.num_rows
+    # A rank's share, or a virtual shard, need not be a multiple of micro_rows, as the whole batch is.
+    return batch.split(next(parts for parts in range(-(-rows // most), rows + 1) if rows % parts == 0))
 
 
 def tree_sum(values: Sequence[T], add: Callable[[T, T], T]) -> T:

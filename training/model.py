@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from mify.config import ModelConfig, model_config
 from mify.errors import MifyError
+from mify.lora import lora_layers, merge
 from mify.model import Model
 from mify.tokenizer import Tokenizer
 
 from .config import TrainConfig
-from .parallel import World, shards
+from .parallel import World, is_sharded, shards
 
 if TYPE_CHECKING:
-    from mify.lora import LoraConfig
+    from mify.lora import Adapter, LoraConfig
 
 
 def model_shape(config: TrainConfig, tokenizer: Tokenizer | None = None) -> ModelConfig:
@@ -69,8 +73,11 @@ def make_model(
             from mify.lora import Adapter, add_lora
 
             add_lora(model, lora, seed=config.seed)
-            if config.lora.adapter and not model.head_weight.is_meta:
-                Adapter.load(config.lora.adapter).put_into(model)
+            if config.lora.adapter:
+                adapter = Adapter.load(config.lora.adapter)
+                _check_scales(adapter, lora)
+                if not model.head_weight.is_meta:
+                    adapter.put_into(model)
         if config.parallel.fp8:
             from mify.fp8 import to_fp8
 
@@ -91,6 +98,52 @@ def make_model(
     with torch.device("meta"):
         skeleton = finished(Model(shape))
     return skeleton, whole.state_dict() if whole is not None else None
+
+
+def _check_scales(adapter: Adapter, lora: LoraConfig) -> None:
+    """A checkpoint keeps one scale for all layers, so a run that starts from an adapter must have the adapter's."""
+    for name, (_, _, scale) in adapter.layers.items():
+        if not math.isclose(scale, lora.scale):
+            raise MifyError(
+                f"the adapter multiplies its correction of {name} by {scale:g}, lora.rank and lora.alpha make it "
+                f"{lora.scale:g}",
+                "give --lora.rank, --lora.alpha and --lora.rank_stabilized as the adapter has them; one with scales "
+                "of its own for some layers is merged into init.weights first",
+            )
+
+
+@torch.no_grad()
+def model_to_sample(model: Model, config: TrainConfig) -> Model:
+    """What the engine runs of a model in training, with the weights as they are now; all ranks must call it.
+
+    The model itself, where it is whole on every rank and computes in the type of its weights. Through FSDP it is
+    neither: then a copy, whole on every rank (requests end at different times, and a rank that is done would not be
+    there to gather for the others), in the type of the products, adapters merged.
+    """
+    if not is_sharded(model):
+        return model
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # what a forward pass left gathered is in the type of the products already
+    dtype = torch.bfloat16 if config.parallel.bf16 else torch.float32
+    corrected, parameters = lora_layers(model), dict(model.named_parameters())
+
+    def whole(name: str) -> Tensor:
+        parameter = parameters[name]
+        return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+    with torch.device("meta"):
+        copy = Model(model.config, impl=model.impl)
+    weights: dict[str, Tensor] = {}
+    for name in copy.state_dict():
+        layer = name.removesuffix(".weight")
+        weight = whole(name)
+        if layer in corrected:
+            weight = merge(weight, whole(f"{layer}.lora_A"), whole(f"{layer}.lora_B"), corrected[layer].scale)
+        weights[name] = weight.detach().to(dtype, copy=True)
+    copy.load_state_dict(weights, assign=True)
+    copy.tokenizer = model.tokenizer
+    return copy.eval().requires_grad_(False)
 
 
 def lora_config(config: TrainConfig) -> LoraConfig | None:

@@ -19,6 +19,8 @@ class DpoSection:
 
     def __post_init__(self) -> None:
         _positive("dpo.beta", self.beta)
+        if self.loss == "ipo" and self.label_smoothing:
+            raise MifyError("dpo.loss = ipo knows no dpo.label_smoothing", "set --dpo.label_smoothing=0")
         most = 0.5 if self.loss == "robust" else 1.0
         if not 0 <= self.label_smoothing < most:
             raise MifyError(f"dpo.label_smoothing = {self.label_smoothing} must lie between 0 and {most}", "lower it")
@@ -43,7 +45,9 @@ class GrpoSection:
     clip_low: float = 0.2  # the ratio of probabilities is clipped to [1 - clip_low, 1 + clip_high]
     clip_high: float = 0.28
     kl_weight: float = 0.0  # of the k3 estimate of KL(policy, model in init.weights)
-    importance_cap: float | None = 2.0  # truncates trainer's over sampler's probability of a token; None: taken as 1
+    # Truncates the trainer's over the sampler's probability of a token. None, or at a temperature other than 1, where
+    # the sampler does not tell it: taken as 1.
+    importance_cap: float | None = 2.0
     held_out: str | None = None  # tasks to solve at every evaluation, greedily and by sampling
     held_out_samples: int = 4  # answers to each of those that are sampled
     keep_rollouts: int = 20  # files in the folder `rollouts` of the run: who looks at answers sees what is rewarded

@@ -1,9 +1,9 @@
 """Rollouts: a model's own answers to tasks, sampled with the weights as they are, judged, scored and set against their
 group.
 
-The sampler reads the very parameters that are trained, so nothing is copied between steps. A rollout is a pure function
-of (weights, tasks, seed, its number): a run that was killed makes it again, or, where updates on it have begun, finds
-it in the checkpoint.
+The sampler reads the very parameters that are trained, or, where they are sharded, a copy made for the rollout
+(`model.model_to_sample`). A rollout is a pure function of (weights, tasks, seed, its number), for any number of ranks:
+a run that was killed makes it again, or, where updates on it have begun, finds it in the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mify.data.segments import Segment, pack_segments
 from mify.model import Model
 
 from .evaluate import evaluating
+from .parallel import World
 
 
 @dataclass(slots=True)
@@ -67,6 +68,7 @@ def sample_answers(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    numbers: Sequence[int] | None = None,
     log_probs: bool = False,
     sequences: int = 256,
 ) -> list[tuple[list[int], bool, list[float] | None]]:
@@ -74,9 +76,10 @@ def sample_answers(
 
     Args:
         end: the token that ends an answer. temperature: 0 is greedy. sequences: at a time, others wait.
+        seed, numbers: each answer's chance depends on the seed and its number; None: counted from 0.
         log_probs: whether the sampler tells them. The engine does at temperature 1; at another one there are none.
     """
-    from mify.engine import Engine, Request, SamplingParams
+    from mify.engine import PAGE_SIZE, Engine, Request, SamplingParams
 
     requests = [
         Request(
@@ -90,11 +93,16 @@ def sample_answers(
                 logprobs=0 if log_probs and temperature == 1 else None,
             ),
         )
-        for number, prompt in enumerate(prompts)
+        for number, prompt in zip(numbers if numbers is not None else range(len(prompts)), prompts, strict=True)
     ]
     longest = min(max(map(len, prompts)) + max_new_tokens, model.config.context)
+    running = min(sequences, len(requests))
+    kv_tokens: int | None = running * (longest + PAGE_SIZE)
+    if model.head_weight.is_cuda:
+        torch.cuda.empty_cache()  # what a training step has left in torch's cache counts as taken
+        kv_tokens = None  # what is free: the optimizer's moments are there, too
     with evaluating(model):
-        engine = Engine(model, max_sequences=min(sequences, len(requests)), kv_tokens=sequences * (longest + 16))
+        engine = Engine(model, max_sequences=running, kv_tokens=kv_tokens)
         results = engine.run(requests)
     return [(one.tokens, one.finish_reason == "stop", one.logprobs) for one in results]
 
@@ -106,23 +114,33 @@ def rollout_seed(seed: int, number: int) -> int:
 
 @torch.no_grad()
 def answer_log_probs(
-    model: Model, sequences: Sequence[Sampled], *, temperature: float, rows: int, pad_id: int, device: torch.device
+    model: Model,
+    sequences: Sequence[Sampled],
+    world: World,
+    *,
+    temperature: float,
+    context: int,
+    rows: int,
+    pad_id: int,
 ) -> list[list[float]]:
-    """Log-probabilities of every answer's tokens under `model`, packed `rows` rows at a time."""
-    context = model.config.context
+    """Log-probabilities of every answer's tokens under `model`, packed `rows` rows of `context` tokens at a time.
+
+    All ranks must call it. They go through the model equally often, as sharded weights ask for, whatever each has.
+    """
     lengths = [len(s.prompt) + len(s.answer) for s in sequences]
     bins = best_fit_decreasing(lengths, context, len(sequences))
     most = max((len(one) for one in bins), default=1)
     found: list[list[float]] = [[] for _ in sequences]
     with evaluating(model):
-        for start in range(0, len(bins), rows):
+        times = int(world.maximum(torch.tensor(-(-len(bins) // rows))))
+        for start in range(0, times * rows, rows):
             part = bins[start : start + rows]
             packed = pack_segments(
-                [[sequences[i].segment() for i in one] for one in part], context=context, pad_id=pad_id,
+                [[sequences[i].segment() for i in one] for one in part or [[]]], context=context, pad_id=pad_id,
                 max_segments=most,
             )  # fmt: skip
-            each, _ = model.log_probs(packed.to(device), temperature=temperature)
-            values = each.float().cpu().numpy().reshape(len(part), context)
+            each, _ = model.log_probs(packed.to(world.device), temperature=temperature)
+            values = each.float().cpu().numpy().reshape(-1, context)
             for row, one in enumerate(part):
                 for number, span in zip(one, answer_spans([sequences[i] for i in one]), strict=True):
                     found[number] = values[row, span].tolist()

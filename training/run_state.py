@@ -33,7 +33,7 @@ from .data import open_stream, tokenizer_path
 from .evaluate import HeldOut
 from .gradients import Step, gradient_factor
 from .metrics import MetricsLog
-from .model import lora_config, make_model
+from .model import lora_config, make_model, model_to_sample
 from .objective import open_objective
 from .optim import make_optimizer
 from .parallel import World, distribute, memory_bytes, peak_flops
@@ -267,7 +267,8 @@ class Run:
         self.model.tokenizer = self.tokenizer
         scores = self.held_out.bits_per_byte(self.model)
         record: dict[str, Any] = {"step": self.step, "held_out_bits_per_byte": scores}
-        if exact := self.held_out.infilling_exact(self.model):
+        if self.held_out.lines is not None:
+            exact = self.held_out.infilling_exact(model_to_sample(self.model, self.config))
             record["infilling_exact_match"] = sum(exact.values()) / len(exact)
         record["time"] = {"seconds": time.perf_counter() - started}
         self.record(record)

@@ -16,6 +16,7 @@ from torch import Tensor
 from mify.kernels import checks
 
 from . import ce
+from .ce_ref import as_classes
 
 
 class _LinearLogProbs(torch.autograd.Function):
@@ -23,14 +24,14 @@ class _LinearLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, index: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        rows, targets = hidden[index], labels[index, None]
         wide = torch.promote_types(hidden.dtype, torch.float32)
+        rows, (targets, poison) = hidden[index], (x[:, None] for x in as_classes(labels[index], weight.shape[0], wide))
         found, entropies = rows.new_empty((2, rows.shape[0]), dtype=wide)
         for start in range(0, rows.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = (rows[part] @ weight.t()).to(wide).div_(temperature)
             each = torch.log_softmax(logits, -1)
-            found[part] = each.gather(1, targets[part]).squeeze(1)
+            found[part] = (each.gather(1, targets[part]) + poison[part]).squeeze(1)
             entropies[part] = -(each.exp() * each).sum(-1)
         ctx.save_for_backward(hidden, weight, targets, index)
         ctx.temperature, ctx.chunk = temperature, chunk
@@ -80,7 +81,7 @@ def linear_log_probs(
         flows through the entropies.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: naming the argument. On a GPU the log-probability of a label that is no class is NaN.
     """
     checks.tensor("hidden", hidden, dims=2)
     checks.tensor("weight", weight, dims=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from mify.data.batch import PackedBatch
 from mify.data.packing import best_fit_decreasing
 from mify.data.philox import Permutation, Purpose
 from mify.data.rows import PackedRows
-from mify.errors import MifyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +73,21 @@ class PackedEpochs:
     A row is a pure function of (items, seed, place), and `state` is the place.
 
     Args:
-        entries: numbers of items, repeated as often as each is seen in an epoch.
+        entries: of an epoch: numbers of items, repeated as often as each is seen in it.
         lengths: tokens of each item. context: of a row. max_items: most items in a row.
         key: 64 bits of the items' content hash.
     """
 
     def __init__(
-        self, entries: Sequence[int], lengths: Sequence[int], *, context: int, max_items: int, seed: int, key: int
+        self,
+        entries: Callable[[int], Sequence[int]],
+        lengths: Sequence[int],
+        *,
+        context: int,
+        max_items: int,
+        seed: int,
+        key: int,
     ) -> None:
-        if not entries:
-            raise MifyError("there is nothing to pack", "give data that fit the context")
         self._entries, self._lengths = entries, lengths
         self._context, self._max_items, self._seed, self._key = context, max_items, seed, key
         self.epoch = self.bin = 0
@@ -95,17 +99,19 @@ class PackedEpochs:
 
     def next_row(self) -> list[int]:
         """The items of the next row."""
-        bins = self._plan()
+        bins = self.plan()
         row = bins[self.bin]
         self.bin += 1
         if self.bin == len(bins):
             self.epoch, self.bin = self.epoch + 1, 0
         return row
 
-    def _plan(self) -> list[list[int]]:
+    def plan(self) -> list[list[int]]:
+        """The rows of the present epoch, in their order."""
         if self._planned is None or self._planned[0] != self.epoch:
-            order = Permutation(len(self._entries), self._seed, self.epoch, self._key, 0, Purpose.DOCUMENT_ORDER)
-            drawn = [self._entries[order(place)] for place in range(len(self._entries))]
+            entries = self._entries(self.epoch)
+            order = Permutation(len(entries), self._seed, self.epoch, self._key, 0, Purpose.DOCUMENT_ORDER)
+            drawn = [entries[order(place)] for place in range(len(entries))]
             bins = best_fit_decreasing([self._lengths[item] for item in drawn], self._context, self._max_items)
             shuffle = Permutation(len(bins), self._seed, self.epoch, self._key, 0, Purpose.BIN_ORDER)
             self._planned = self.epoch, [[drawn[i] for i in bins[shuffle(place)]] for place in range(len(bins))]

@@ -71,10 +71,11 @@ def reward_functions(weights: Mapping[str, float]) -> dict[str, Reward]:
             if not colon:
                 raise ImportError
             found[name] = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError):
+        except (ImportError, AttributeError) as error:
             known = ", ".join(REWARDS)
             raise MifyError(
-                f"there is no reward {name!r}", f"use {known}, or package.module:function of your own"
+                f"there is no reward {name!r}" + (f": {error}" if colon else ""),
+                f"use {known}, or package.module:function of your own, its folder in PYTHONPATH",
             ) from None
     return found
 

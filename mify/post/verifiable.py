@@ -19,7 +19,6 @@ from __future__ import annotations
 import ast
 import json
 import secrets
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -145,7 +144,7 @@ class Judge:
     def __init__(self, workers: int | None = None, *, limits: Limits = LIMITS, kept: int = 100_000) -> None:
         self._pool = Pool(workers, limits=limits, form="apart")
         self._kept = kept
-        self._known: dict[tuple[str, str], Judged] = {}
+        self._known: dict[_Key, Judged] = {}
 
     def __enter__(self) -> Judge:
         return self
@@ -158,35 +157,47 @@ class Judge:
 
     def judge(self, answers: Sequence[tuple[CodeTask, str]]) -> list[Judged]:
         """What came of the program of each (task, answer)."""
-        keys = [(task.id, task.program(answer)) for task, answer in answers]
+        keys = [_key(task, task.program(answer)) for task, answer in answers]
         new = {key: task for key, (task, _) in zip(keys, answers, strict=True) if key not in self._known}
         if len(self._known) + len(new) > self._kept:
             self._known = {key: self._known[key] for key in keys if key in self._known}
-        programs: dict[tuple[str, str], Program] = {}
-        nonces: dict[tuple[str, str], str] = {}
+        programs: dict[_Key, Program] = {}
+        nonces: dict[_Key, str] = {}
         for key, task in new.items():
-            refused = _refused(task, key[1])
+            refused = _refused(task, key[0])
             if refused is not None:
                 self._known[key] = refused
                 continue
             nonces[key] = secrets.token_hex(8)
             tests = counting_tests(task.tests, nonces[key])
-            programs[key] = Program(task.id, key[1], tests, task.setup, (task.entry_point,))
+            programs[key] = Program(task.id, key[0], tests, task.setup, (task.entry_point,))
         verdicts = self._pool.run(list(programs.values()))
         for key, verdict in zip(programs, verdicts, strict=True):
             self._known[key] = _judged(verdict, nonces[key], len(new[key].tests))
         return [self._known[key] for key in keys]
 
 
+_Key = tuple[str, str, str, tuple[str, ...], tuple[tuple[str, str], ...]]
+
+
+def _key(task: CodeTask, program: str) -> _Key:
+    """All that a verdict depends on: tasks of two files may bear one id."""
+    return program, task.entry_point, task.setup, task.tests, task.examples
+
+
 def counting_tests(tests: Iterable[str], nonce: str) -> str:
     """Tests that run each by itself; where not all pass, an AssertionError tells "<nonce> <how many passed>"."""
-    lines, count = [f"{_COUNT} = 0"], 0
+    body = ast.parse(f"{_COUNT} = 0").body
+    count = 0
     for test in tests:
-        body = textwrap.indent(test, "    ")
-        lines.append(f"try:\n{body}\n    {_COUNT} += 1\nexcept Exception:\n    pass")
+        # As a tree: to indent the text would change what stands in strings of several lines.
+        (guarded,) = ast.parse(f"try:\n    {_COUNT} += 1\nexcept Exception:\n    pass").body
+        assert isinstance(guarded, ast.Try)
+        guarded.body = [*ast.parse(test).body, *guarded.body]
+        body.append(guarded)
         count += 1
-    lines.append(f"assert {_COUNT} == {count}, '{nonce} ' + str({_COUNT})")
-    return "\n".join(lines)
+    body += ast.parse(f"assert {_COUNT} == {count}, '{nonce} ' + str({_COUNT})").body
+    return ast.unparse(ast.Module(body, []))
 
 
 def _judged(verdict: Verdict, nonce: str, count: int) -> Judged:

@@ -100,6 +100,20 @@ def test_a_worker_lives_through_calls_from_one_pool(judge: Judge) -> None:
     assert sum(worker.starts for worker in judge._pool._workers) == 1
 
 
+def test_strings_of_several_lines_stay_as_the_test_has_them(judge: Judge) -> None:
+    test = 'assert f("""a\n  b""") == """a\n  b\na\n  b"""'
+    task = CodeTask("lines", "def f(x):\n", "f", (test, "# nothing to run", 'assert f("c") == "c"'))
+    assert judge.judge([(task, "    return x + '\\n' + x\n")])[0].fraction == pytest.approx(2 / 3)
+
+
+def test_tasks_of_two_files_may_bear_one_id(judge: Judge) -> None:
+    """Training and held-out tasks are numbered apart, and one judge sees both."""
+    question = [{"role": "user", "content": "f"}]
+    program = "```python\ndef f(x):\n    return x + 1\n```"
+    tasks = [CodeTask("0", question, "f", (f"assert f(1) == {n}",)) for n in (2, 3)]
+    assert [judge.judge([(task, program)])[0].solved for task in tasks] == [True, False]
+
+
 def test_equal_programs_are_judged_once(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [(TASK, "    return x * 2\n")] * 5 + [(TASK, "    return x * 3\n")]
     ran: list[int] = []

@@ -49,8 +49,8 @@ def folder(tmp_path: Path) -> Path:
     return where
 
 
-def stream(folder: Path, tokenizer: Tokenizer, **changes: int) -> PreferenceStream:
-    options = {"context": CONTEXT, "rows_per_step": 4, "seed": 5} | changes
+def stream(folder: Path, tokenizer: Tokenizer, **changes: Any) -> PreferenceStream:
+    options: dict[str, Any] = {"context": CONTEXT, "rows_per_step": 4, "seed": 5} | changes
     return PreferenceStream([("pairs", folder, 1.0)], tokenizer, **options)
 
 
@@ -61,6 +61,7 @@ def packed(pairs: list[list[tuple[list[int], list[int]]]], reference: torch.Tens
         dpo.Pair(*(Segment.answer(prompt, answer) for prompt, answer in answers), 0, "") for answers in pairs
     ]
     source.context, source.pad_id, source.max_pairs, source.reference = CONTEXT, 1, 3, reference.numpy()
+    source.blank = set()
     numbers = list(range(len(pairs)))
     return source.batch([numbers[i : i + 2] for i in range(0, len(numbers), 2)])
 
@@ -116,6 +117,37 @@ def test_loss_and_gradients_are_those_of_trl(loss: str, smoothing: float) -> Non
         ("accuracy", "rewards/accuracies"), ("log_prob_chosen", "logps/chosen"),
     ):  # fmt: skip
         assert names[name] == pytest.approx(metrics[other][0], abs=1e-6)
+
+
+def test_blanked_pairs_keep_their_place_and_carry_no_loss(folder: Path, tokenizer: Tokenizer) -> None:
+    from trl_stand_in import gradients, largest_difference, tiny_model
+
+    whole = stream(folder, tokenizer)
+    state = whole.state_dict()
+    batch = next(iter(whole))
+    skipped = whole.documents_after(state)[0][0]
+    source = stream(folder, tokenizer, skip=(skipped + "0" * 48,))
+    short = next(iter(source))
+    assert torch.equal(short.tokens, batch.tokens)
+    assert short.num_units == batch.num_units - 1
+    objective = dpo.Dpo.__new__(dpo.Dpo)
+    objective._config = DpoSection(beta=0.3)
+    model = tiny_model(vocab_size=400)
+    found = []
+    for one in (batch, short):
+        model.zero_grad()
+        total, sums = objective.loss(model, one)
+        total.backward()
+        found.append((total.detach(), sums, gradients(model)))
+    # With the reference at 0 the pair that is left out is worth what its own row says of it.
+    (left,) = [number for number, pair in enumerate(whole.pairs) if pair.identity == skipped]
+    model.zero_grad()
+    alone, sums = objective.loss(model, whole.batch([[left]]))
+    alone.backward()
+    assert torch.allclose(found[0][0], found[1][0] + alone.detach())
+    assert torch.allclose(found[0][1], found[1][1] + sums)
+    added = {name: value + gradients(model)[name] for name, value in found[1][2].items()}
+    assert largest_difference(found[0][2], added) < 1e-6
 
 
 def test_conservative_loss_mixes_both_directions() -> None:
@@ -279,6 +311,9 @@ def test_mistakes_in_the_configuration_are_named(folder: Path, tokenizer: Tokeni
         ("--data.fim.rate=0.1", "no fill-in-the-middle"),
         ("--dpo.beta=0", "dpo.beta = 0"),
         ("--dpo.label_smoothing=1.5", "label_smoothing = 1.5"),
+        ("--dpo.loss=ipo --dpo.label_smoothing=0.1", "ipo knows no dpo.label_smoothing"),
+        ("--optimizer.z_loss=1e-4", "dpo has no z-loss"),
+        ("--data.sources.pairs.parts=1", "parts belongs to sft"),
     ):
         with pytest.raises(MifyError, match=problem):
-            settings(folder, tokenizer, runs, override)
+            settings(folder, tokenizer, runs, *override.split())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy import on_ranks
 
 from mify.config import ModelConfig
 from mify.errors import MifyError
@@ -60,18 +61,22 @@ def raises(answered: Answered) -> float:
     return by_tokens(answered)
 
 
+def arguments(base: Path, runs: Path, *overrides: str) -> list[str]:
+    """A recipe and what is changed of it."""
+    return [
+        str(Path(__file__).parent / "toy.toml"),
+        f"--folder={runs}", "--objective=grpo", f"--data.sources.tasks.path={base / 'tasks.jsonl'}",
+        "--data.sources.tasks.weight=1", f"--data.tokenizer={base / 'tokenizer'}", f"--data.context={CONTEXT}",
+        f"--init.weights={base / 'model'}", "--data.fim.rate=0", "--data.rows_per_step=4", "--data.micro_rows=4",
+        "--schedule.kind=constant", "--schedule.warmup_steps=0", "--schedule.decay_steps=none", "--steps=6",
+        "--optimizer.learning_rate=3e-3", "--grpo.groups=4", "--grpo.group_size=4", "--grpo.max_new_tokens=12",
+        "--grpo.steps_per_rollout=2", "--grpo.passes=2", "--checkpoint.every_steps=3", *overrides,
+    ]  # fmt: skip
+
+
 def settings(base: Path, runs: Path, *overrides: str) -> Any:
-    return load_recipe(
-        Path(__file__).parent / "toy.toml",
-        [
-            f"--folder={runs}", "--objective=grpo", f"--data.sources.tasks.path={base / 'tasks.jsonl'}",
-            "--data.sources.tasks.weight=1", f"--data.tokenizer={base / 'tokenizer'}", f"--data.context={CONTEXT}",
-            f"--init.weights={base / 'model'}", "--data.fim.rate=0", "--data.rows_per_step=4", "--data.micro_rows=4",
-            "--schedule.kind=constant", "--schedule.warmup_steps=0", "--schedule.decay_steps=none", "--steps=6",
-            "--optimizer.learning_rate=3e-3", "--grpo.groups=4", "--grpo.group_size=4", "--grpo.max_new_tokens=12",
-            "--grpo.steps_per_rollout=2", "--grpo.passes=2", "--checkpoint.every_steps=3", *overrides,
-        ],
-    )  # fmt: skip
+    recipe, *rest = arguments(base, runs, *overrides)
+    return load_recipe(Path(recipe), rest)
 
 
 REWARD = ["--grpo.rewards.tests=0.1", "--grpo.rewards.format=none", f"--grpo.rewards.{__name__}:by_tokens=1.0"]
@@ -150,6 +155,33 @@ def test_answers_depend_on_their_number_and_the_seed(base: Path) -> None:
         assert (tokens[-1] == 0) is finished
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sharded_weights_in_bf16_roll_out_the_same_for_any_number_of_ranks(
+    base: Path, tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 2 and in 4 groups of which ranks take turns; with log-probabilities of sampler, trainer and reference."""
+    held_out = f"--grpo.held_out={base / 'held_out.jsonl'}"
+    (base / "held_out.jsonl").write_bytes((base / "tasks.jsonl").read_bytes().split(b"\n")[0])
+    options = [*REWARD, "--steps=2", "--grpo.kl_weight=0.02", "--grpo.groups=6", held_out]
+    train(settings(base, tmp_path, *options, "--name=plain"), quiet)
+    (expected, *_) = records(tmp_path / "plain")
+    bf16 = [*options, "--name=bf16", "--parallel.precision=bf16"]
+    if ranks == 1:
+        train(settings(base, tmp_path, *bf16), quiet)
+    else:
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        on_ranks(ranks, ["-m", "mify.training.train", *arguments(base, tmp_path, *bf16)])
+    (found, *_) = records(tmp_path / "bf16")
+    answers = [
+        read_json(tmp_path / name / "rollouts" / "rollout-00000000.json")["answers"] for name in ("plain", "bf16")
+    ]
+    same = sum(a["answer"] == b["answer"] for a, b in zip(*answers, strict=True))
+    assert same > 12, f"{same} of 24 answers are those of fp32"  # bf16 draws another token now and then
+    assert [a["task"] for a in answers[0]] == [b["task"] for b in answers[1]]
+    assert found["reward"] == pytest.approx(expected["reward"], abs=0.1)
+    assert found["entropy"] == pytest.approx(expected["entropy"], rel=0.02)
+
+
 def test_mistakes_in_the_configuration_are_named(base: Path, tmp_path: Path) -> None:
     for override, problem in (
         ("--grpo.group_size=1", "judged against its group"),
@@ -158,6 +190,7 @@ def test_mistakes_in_the_configuration_are_named(base: Path, tmp_path: Path) -> 
         ("--grpo.clip_low=1.5", "clip_low lies between"),
         ("--grpo.temperature=0", "temperature = 0"),
         ("--init.weights=none", "starts from a model"),
+        ('--data.skip=["0123456789abcdef"]', "cannot blank a task"),
     ):
         with pytest.raises(MifyError, match=problem):
             settings(base, tmp_path, override)

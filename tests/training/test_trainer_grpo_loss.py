@@ -14,6 +14,7 @@ from trl_stand_in import as_llama, gradients, grpo_trainer, largest_difference, 
 from mify.data.batch import AnnotatedBatch
 from mify.model import Model
 from mify.training.objectives.grpo import Grpo
+from mify.training.parallel import World
 from mify.training.preference_config import GrpoSection
 from mify.training.rollouts import Sampled, advantages, answer_log_probs, shuffled
 
@@ -73,9 +74,8 @@ def with_notes_in_fp64(made: Grpo, answers: list[Sampled]) -> AnnotatedBatch:
 
 
 def plain(model: Model, answers: list[Sampled], temperature: float) -> list[list[float]]:
-    return answer_log_probs(
-        model, answers, temperature=temperature, rows=2, pad_id=1, device=torch.device("cpu")
-    )  # fmt: skip
+    alone = World(0, 1, 1, torch.device("cpu"))
+    return answer_log_probs(model, answers, alone, temperature=temperature, context=CONTEXT, rows=2, pad_id=1)
 
 
 CASES: list[tuple[dict[str, Any], float, bool]] = [

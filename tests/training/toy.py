@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,21 @@ def toy_config(folder: Path, *overrides: str) -> TrainConfig:
 
 def use_toy_stream(make: Any = ToyStream) -> None:
     run_state.open_stream = make
+
+
+def on_ranks(count: int, command: list[str]) -> None:
+    """`python *command` on `count` processes, as torchrun would start them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(count):
+        env = os.environ | {
+            "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        processes.append(subprocess.Popen([sys.executable, *command], env=env))
+    assert [process.wait(timeout=900) for process in processes] == [0] * count
 
 
 class PoisonedStream(ToyStream):

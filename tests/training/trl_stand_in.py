@@ -36,9 +36,9 @@ class Accelerator:
         return torch.autocast("cpu", enabled=False)
 
 
-def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64) -> Model:
-    """Two layers and 97 tokens, with weights large enough that log-probabilities differ."""
-    config = ModelConfig("trl-test", 2, 32, 4, 2, 8, 48, 97, 64, tie_embeddings=False)
+def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, vocab_size: int = 97) -> Model:
+    """Two layers, with weights large enough that log-probabilities differ."""
+    config = ModelConfig("trl-test", 2, 32, 4, 2, 8, 48, vocab_size, 64, tie_embeddings=False)
     model = Model(config, seed=seed, impl="gqa=ref,norm=ref,rope=ref,glu=ref,linear_ce=ref")
     with torch.no_grad():
         for parameter in model.parameters():

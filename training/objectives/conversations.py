@@ -307,13 +307,7 @@ def _read(
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise MifyError(
-            f"{path} holds no .jsonl file of conversations",
-            'give lines of {"messages": [...]}: mify convert makes them',
-        )
-    for file in files:
+    for file in conversation_files(path):
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():

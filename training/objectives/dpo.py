@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,7 @@ class PreferenceStream:
         context: tokens per row; a pair must fit into one, both answers with their prompt. rows_per_step: of the global
             batch. seed: keys every order.
         rank, world_size: this process makes rows [rank, rank + 1) * rows_per_step / world_size of each batch.
+        skip: identities of pairs that keep their place and carry no loss.
 
     Raises:
         MifyError: nothing there, a line that is no pair, pairs that are all longer than the context.
@@ -83,6 +84,7 @@ class PreferenceStream:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        skip: Collection[str] = (),
     ) -> None:
         if rows_per_step % world_size:
             raise MifyError(f"rows_per_step = {rows_per_step} does not divide over {world_size} ranks", "change one")
@@ -116,10 +118,17 @@ class PreferenceStream:
         if not self.pairs:
             raise MifyError("no pair of answers fits the context", f"raise data.context above {context}")
         self.content = content.hexdigest()
+        blanked = {identity[:16] for identity in skip}
+        self.blank = {number for number, pair in enumerate(self.pairs) if pair.identity in blanked}
         lengths = [len(pair) for pair in self.pairs]
         self.max_pairs = max(1, min(context // min(lengths), max(8, context // 64)))
         self._epochs = PackedEpochs(
-            entries, lengths, context=context, max_items=self.max_pairs, seed=seed, key=int(self.content[:16], 16)
+            lambda epoch: entries,
+            lengths,
+            context=context,
+            max_items=self.max_pairs,
+            seed=seed,
+            key=int(self.content[:16], 16),
         )
         self.reference: NDArray[np.float64] | None = None
         """(pairs, 2): the reference's log-probabilities of chosen and rejected answers, once they are known."""
@@ -135,7 +144,8 @@ class PreferenceStream:
     def batch(self, rows: Sequence[Sequence[int]]) -> AnnotatedBatch:
         """Rows of pairs, with notes of each row's pairs, at most P:
 
-        units (rows,): pairs. reference (rows, P, 2): the reference's log-probabilities, 0 where they are not known.
+        counts (rows, P): whether there is a pair, and not a blanked one. units (rows,): how many count.
+        reference (rows, P, 2): the reference's log-probabilities, 0 where they are not known.
         slot (T,): 2 × pair + 0 for a chosen, 1 for a rejected answer.
         """
         segments = [
@@ -144,13 +154,16 @@ class PreferenceStream:
         packed = pack_segments(segments, context=self.context, pad_id=self.pad_id, max_segments=2 * self.max_pairs)
         slot = torch.zeros(len(rows), self.context, dtype=torch.int64)
         reference = torch.zeros(len(rows), self.max_pairs, 2, dtype=torch.float64)
+        counts = torch.zeros(len(rows), self.max_pairs, dtype=torch.bool)
         for index, row in enumerate(rows):
             sizes = torch.tensor([len(segment) for segment in segments[index]])
             slot[index, : int(sizes.sum())] = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+            counts[index, : len(row)] = torch.tensor([number not in self.blank for number in row])
             if self.reference is not None:
                 reference[index, : len(row)] = torch.from_numpy(self.reference[list(row)])
         notes = {
-            "units": torch.tensor([len(row) for row in rows]),
+            "units": counts.sum(1),
+            "counts": counts,
             "reference": reference,
             "slot": slot.reshape(-1),
         }
@@ -234,8 +247,7 @@ class Dpo:
     def loss(self, model: Model, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         assert isinstance(batch, AnnotatedBatch)
         answers, lengths = answer_log_probs(model, batch)
-        pairs = batch.notes["units"]
-        there = torch.arange(answers.shape[1], device=answers.device) < pairs[:, None]
+        there = batch.notes["counts"]
         answers, lengths = answers[there], lengths[there]  # (pairs, 2)
         ratios = answers - batch.notes["reference"][there].to(answers.dtype)
         losses = dpo_losses(ratios, lengths, self._config)

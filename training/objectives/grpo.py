@@ -32,11 +32,12 @@ from torch import Tensor
 from mify.data.batch import AnnotatedBatch, PackedBatch
 from mify.files import write_json
 from mify.model import Model
-from mify.post.prompts import Prompt, end_id, prompt_ids
+from mify.post.prompts import end_id, prompt_ids
 from mify.post.rewards import Answered, reward_functions, score
 from mify.post.verifiable import CodeTask, Judge, read_tasks
 from mify.training.config import TrainConfig
 from mify.training.fingerprint import weights_fingerprint
+from mify.training.model import model_to_sample
 from mify.training.objectives.rollout_stream import RolloutStream
 from mify.training.parallel import World
 from mify.training.preference_config import GrpoSection
@@ -63,10 +64,11 @@ class Grpo:
 
     def __init__(self, config: TrainConfig, world: World, model: Model, stream: RolloutStream) -> None:
         self.config, self.world, self.model, self.stream = config.grpo, world, model, stream
+        self._run = config
         self._functions = reward_functions(self.config.rewards)
         self.fingerprint = weights_fingerprint(model)
         self.context = config.data.context
-        self._seed, self._folder = config.seed, config.run_folder / "rollouts"
+        self._folder = config.run_folder / "rollouts"
         self._rows = config.data.micro_rows or 8
         self._multiple = world.size * (config.data.micro_rows or 1)
         if config.parallel.fixed_order:
@@ -91,13 +93,11 @@ class Grpo:
         """All answers of rollout `number`, group by group, equal on all ranks; and what a record says of it."""
         config, stream, world = self.config, self.stream, self.world
         started = time.perf_counter()
-        tasks = stream.asked(number)
-        mine = range(world.rank, len(tasks), world.size)
-        seed = rollout_seed(self._seed, number * world.size + world.rank)
-        asked = [tasks[place] for place in mine for _ in range(config.group_size)]
-        answers = self._sample([stream.tasks[t].prompt for t in asked], [stream.prompts[t] for t in asked], seed)
-        for answer, task in zip(answers, asked, strict=True):
-            answer.task = task
+        tasks, size = stream.asked(number), config.group_size
+        mine = [
+            place * size + one for place in range(world.rank, len(tasks), world.size) for one in range(size)
+        ]  # places among all answers
+        answers = self._sample([tasks[place // size] for place in mine], mine, rollout_seed(self._run.seed, number))
         sampled = time.perf_counter()
         errors = self._score(answers)
         judged = time.perf_counter()
@@ -113,19 +113,22 @@ class Grpo:
         clock = {"sample_seconds": sampled - started, "judge_seconds": judged - sampled}
         return answers, facts | {"time": clock}
 
-    def _sample(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], seed: int) -> list[Sampled]:
-        """Answers in order; prompts whose answers end with one token together."""
-        found: list[Sampled | None] = [None] * len(ids)
-        ends = [end_id(prompt, self.stream.tokenizer) for prompt in prompts]
+    def _sample(self, tasks: Sequence[int], numbers: Sequence[int], seed: int) -> list[Sampled]:
+        """An answer to each of `tasks`, in order; prompts whose answers end with one token together."""
+        model, stream = model_to_sample(self.model, self._run), self.stream
+        found: list[Sampled | None] = [None] * len(tasks)
+        ends = [end_id(stream.tasks[task].prompt, stream.tokenizer) for task in tasks]
         for end in sorted(set(ends)):
             places = [place for place, own in enumerate(ends) if own == end]
             got = sample_answers(
-                self.model, [ids[place] for place in places], end=end, max_new_tokens=self.config.max_new_tokens,
-                temperature=self.config.temperature, seed=rollout_seed(seed, end),
+                model, [stream.prompts[tasks[place]] for place in places], end=end,
+                max_new_tokens=self.config.max_new_tokens, temperature=self.config.temperature,
+                seed=rollout_seed(seed, end), numbers=[numbers[place] for place in places],
                 log_probs=self.config.importance_cap is not None,
             )  # fmt: skip
             for place, (tokens, finished, sampled) in zip(places, got, strict=True):
-                found[place] = Sampled(-1, list(ids[place]), tokens, finished, sampled)
+                task = tasks[place]
+                found[place] = Sampled(task, list(stream.prompts[task]), tokens, finished, sampled)
         return [answer for answer in found if answer is not None]
 
     def _score(self, answers: Sequence[Sampled]) -> Counter[str]:
@@ -150,15 +153,19 @@ class Grpo:
         return scores.errors
 
     def _add_log_probs(self, answers: Sequence[Sampled]) -> None:
-        options: dict[str, Any] = {
-            "temperature": self.config.temperature, "rows": self._rows, "pad_id": self.stream.pad_id,
-            "device": self.world.device,
-        }  # fmt: skip
-        if self.stream.parts > 1 or any(answer.sampled is not None for answer in answers):
-            for answer, values in zip(answers, answer_log_probs(self.model, answers, **options), strict=True):
+        def under(model: Model) -> list[list[float]]:
+            return answer_log_probs(
+                model, answers, self.world, temperature=self.config.temperature, context=self.context, rows=self._rows,
+                pad_id=self.stream.pad_id,
+            )  # fmt: skip
+
+        # The ratio to the weights that sampled is 1 in the only update on an answer, unless the sampler is told apart.
+        told = self.config.importance_cap is not None and self.config.temperature == 1
+        if self.stream.parts > 1 or told:
+            for answer, values in zip(answers, under(self.model), strict=True):
                 answer.old = values
         if self._reference is not None:
-            for answer, values in zip(answers, answer_log_probs(self._reference, answers, **options), strict=True):
+            for answer, values in zip(answers, under(self._reference), strict=True):
                 answer.reference = values
 
     def _gathered(
@@ -178,7 +185,7 @@ class Grpo:
     def _set_advantages(self, answers: Sequence[Sampled], number: int) -> None:
         rewards = np.array([answer.reward for answer in answers]).reshape(-1, self.config.group_size)
         if self.config.shuffle_rewards:
-            rewards = shuffled(rewards, rollout_seed(self._seed, -1 - number))
+            rewards = shuffled(rewards, rollout_seed(self._run.seed, -1 - number))
         values = advantages(torch.from_numpy(rewards), self.config.scale_rewards)
         for answer, value in zip(answers, values.reshape(-1).tolist(), strict=True):
             answer.advantage = value
@@ -251,8 +258,8 @@ class Grpo:
 
     def _solved(self, temperature: float, samples: int) -> float:
         verdicts = solve(
-            self.model, self.stream.tokenizer, self._held_out, self._judge, samples=samples, temperature=temperature,
-            max_new_tokens=self.config.max_new_tokens, seed=self._seed,
+            model_to_sample(self.model, self._run), self.stream.tokenizer, self._held_out, self._judge,
+            samples=samples, temperature=temperature, max_new_tokens=self.config.max_new_tokens, seed=self._run.seed,
         )  # fmt: skip
         return float(np.mean(verdicts))
 

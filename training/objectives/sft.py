@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 
 from mify.data.batch import PackedBatch
-from mify.data.packing import best_fit_decreasing
-from mify.data.philox import Permutation, Purpose
-from mify.data.rows import PackedRows
+from mify.data.segments import PackedEpochs, Segment, pack_segments
 from mify.errors import MifyError
 from mify.tokenizer import Tokenizer
 from mify.training.config import ConversationsSection
@@ -69,10 +67,12 @@ class ConversationStream:
         self.supervised = [0] * len(sources)
         self._pad = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eot_id or 0
         self._max_pieces = max(16, context // 32)
-        self._epoch = self._bin = 0
         self._chosen: dict[int, list[int]] = {}
-        self._planned: tuple[int, list[list[int]]] | None = None
         self.stage_conversations(0)
+        self._epochs = PackedEpochs(
+            self._entries, np.diff(self.conversations.offsets).tolist(), context=context, max_items=self._max_pieces,
+            seed=seed, key=int(self.conversations.fingerprint[:16], 16),
+        )  # fmt: skip
 
     @property
     def num_stages(self) -> int:
@@ -91,9 +91,9 @@ class ConversationStream:
 
     def rows_in_epoch(self, epoch: int) -> int:
         """How many rows an epoch has."""
-        other = copy.copy(self)
-        other._epoch, other._bin = epoch, 0
-        return len(other._plan())
+        other = copy.copy(self._epochs)
+        other.load_state_dict({"epoch": epoch, "bin": 0})
+        return len(other.plan())
 
     def notes(self) -> list[str]:
         """What a person should know before the run starts: what was left out, and what each stage is made of."""
@@ -113,62 +113,31 @@ class ConversationStream:
         share = self.rows_per_step // self.world_size
         while True:
             rows = [self._next_row() for _ in range(self.rows_per_step)]
-            yield self._batch(rows[self.rank * share : (self.rank + 1) * share])
+            mine = rows[self.rank * share : (self.rank + 1) * share]
+            yield pack_segments(
+                [[self._segment(number) for number in row] for row in mine], context=self.context, pad_id=self._pad,
+                max_segments=self._max_pieces,
+            )  # fmt: skip
 
-    def _plan(self) -> list[list[int]]:
-        """The bins of the epoch, in their order: numbers of conversations, repeated by weight."""
-        if self._planned is None or self._planned[0] != self._epoch:
-            known = self.conversations
-            weights = [int(source.weight) for source in known.sources]
-            chosen = self.stage_conversations(self.stage_of(self._epoch))
-            entries = [number for number in chosen for _ in range(weights[known.source[number]])]
-            key = int(known.fingerprint[:16], 16)
-            order = Permutation(len(entries), self.seed, self._epoch, key, 0, Purpose.DOCUMENT_ORDER)
-            drawn = [entries[order(place)] for place in range(len(entries))]
-            lengths = np.diff(known.offsets)[drawn].tolist()
-            bins = best_fit_decreasing(lengths, self.context, self._max_pieces)
-            shuffle = Permutation(len(bins), self.seed, self._epoch, key, 0, Purpose.BIN_ORDER)
-            self._planned = self._epoch, [[drawn[i] for i in bins[shuffle(place)]] for place in range(len(bins))]
-        return self._planned[1]
+    def _entries(self, epoch: int) -> list[int]:
+        """The conversations of an epoch's stage, repeated by weight."""
+        known = self.conversations
+        weights = [int(source.weight) for source in known.sources]
+        chosen = self.stage_conversations(self.stage_of(epoch))
+        return [number for number in chosen for _ in range(weights[known.source[number]])]
 
     def _next_row(self) -> list[int]:
-        bins, known = self._plan(), self.conversations
-        row = bins[self._bin]
+        row, known = self._epochs.next_row(), self.conversations
         for number in row:
             low, high = known.offsets[number], known.offsets[number + 1]
             self.tokens[known.source[number]] += int(high - low)
             self.supervised[known.source[number]] += int(known.loss[low:high].sum())
-        self._bin += 1
-        if self._bin == len(bins):
-            self._epoch, self._bin = self._epoch + 1, 0
         return row
 
-    def _batch(self, rows: list[list[int]]) -> PackedBatch:
-        count, context, known = len(rows), self.context, self.conversations
-        tokens = np.full((count, context), self._pad, np.uint32)
-        loss = np.zeros((count, context), np.bool_)
-        starts: list[int] = []
-        row_starts, used = [0], []
-        for index, row in enumerate(rows):
-            place = 0
-            for number in row:
-                low, high = int(known.offsets[number]), int(known.offsets[number + 1])
-                starts.append(place)
-                tokens[index, place : place + high - low] = known.ids[low:high]
-                loss[index, place : place + high - low] = known.loss[low:high]
-                place += high - low
-            used.append(place)
-            if place < context:
-                starts.append(place)
-            row_starts.append(len(starts))
-        packed = PackedRows(
-            tokens,
-            np.packbits(loss, axis=1, bitorder="little"),
-            np.array(starts, np.int32),
-            np.array(row_starts, np.int64),
-            np.array(used, np.int32),
-        )
-        return packed.to_batch(self._max_pieces + 1)
+    def _segment(self, number: int) -> Segment:
+        known = self.conversations
+        part = slice(int(known.offsets[number]), int(known.offsets[number + 1]))
+        return Segment(known.ids[part], known.loss[part])
 
     def state_dict(self) -> dict[str, Any]:
         """The state after the last batch given out."""
@@ -176,8 +145,7 @@ class ConversationStream:
             "format": FORMAT,
             "version": VERSION,
             "identity": self._identity(),
-            "epoch": self._epoch,
-            "bin": self._bin,
+            **self._epochs.state_dict(),
             "tokens": list(self.tokens),
             "supervised": list(self.supervised),
         }
@@ -192,24 +160,24 @@ class ConversationStream:
             raise MifyError(
                 "the checkpoint's conversations are others than these", "give the same data, or start a new run"
             )
-        self._epoch, self._bin = state["epoch"], state["bin"]
+        self._epochs.load_state_dict(state)
         self.tokens, self.supervised = list(state["tokens"]), list(state["supervised"])
 
     def documents_after(self, state: dict[str, Any]) -> list[list[str]]:
         """For each row of the global batch that follows `state` its conversations: 64 bits of their SHA-256."""
         other = copy.copy(self)
+        other._epochs = copy.copy(self._epochs)
         other.load_state_dict(state)
         rows = [other._next_row() for _ in range(self.rows_per_step)]
         return [[self.conversations.identity(number) for number in row] for row in rows]
 
     def ledger(self) -> dict[str, Any]:
         """By source: tokens trained, those with loss, epochs, the stage, and what was left out and why."""
-        part = self._bin / len(self._planned[1]) if self._planned and self._planned[0] == self._epoch else 0.0
-        stage = {"stage": self.stage_of(self._epoch) + 1} if self.rules.stages else {}
+        stage = {"stage": self.stage_of(self._epochs.epoch) + 1} if self.rules.stages else {}
         known = self.conversations
         return {
             source.name: {
-                "tokens": self.tokens[number], "supervised": self.supervised[number], "epochs": self._epoch + part,
+                "tokens": self.tokens[number], "supervised": self.supervised[number], "epochs": self._epochs.epochs,
                 **stage, **known.counts[number].to_dict(),
             }
             for number, source in enumerate(known.sources)
