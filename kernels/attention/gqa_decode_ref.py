@@ -19,15 +19,19 @@ def forward(
     """As `gqa_decode.gqa_decode`; computes in fp32 (fp64 for fp64), with the weights rounded to the dtype of q."""
     batch, heads, dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
-    k, k_good = _keys(k_cache, page_table, k_scale, q.dtype)
-    v, _ = _keys(v_cache, page_table, v_scale, q.dtype)
-    capacity, kv_heads = k.shape[1:3]
+    page_size = k_cache.shape[1]
+    capacity = page_size * (1 if page_table is None else page_table.shape[1])
     shortest, longest = 0, capacity
     if q.device.type == "cpu" and batch:
-        # Where the lengths can be read for nothing, what no sequence uses is left out.
+        # Where the lengths can be read for nothing, what no sequence uses is not gathered: nearly all of a long
+        # context's table, at 80 ms a layer for 32 sequences of SmolLM2-135M.
         counts: list[int] = lengths.tolist()
         shortest, longest = (min(max(n, 0), capacity) for n in (min(counts), max(counts)))
-        k, v, k_good = k[:, :longest], v[:, :longest], k_good[:, :longest]
+        if page_table is not None:
+            page_table = page_table[:, : -(-longest // page_size)]
+    k, k_good = (x[:, :longest] for x in _keys(k_cache, page_table, k_scale, q.dtype))
+    v = _keys(v_cache, page_table, v_scale, q.dtype)[0][:, :longest]
+    kv_heads = k_cache.shape[2]
     used = torch.arange(longest, device=q.device)[None, :] < lengths[:, None]
     if shortest < longest:
         # What lies behind a sequence's end may be anything, NaN included, and NaN · 0 is NaN.
