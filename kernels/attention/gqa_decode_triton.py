@@ -19,6 +19,21 @@ BLOCK_KEYS = 64
 
 
 @triton.jit
+def attend(out, total, top, q, k, v, seen, scale_log2):
+    """The sums `out` (M, D) and `total` (M,) over earlier keys and their maximum `top` (base 2), with a block more."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    scores = tl.where(seen, scores, float("-inf"))
+    now = tl.maximum(top, tl.max(scores, 1))
+    # A row that has seen nothing yet keeps -inf, and exp2(-inf - -inf) would be NaN.
+    base = tl.where(now == float("-inf"), 0.0, now)
+    weights = tl.exp2(scores - base[:, None])
+    shrink = tl.exp2(top - base)
+    total = total * shrink + tl.sum(weights, 1)
+    out = out * shrink[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
+    return out, total, now
+
+
+@triton.jit
 def _part_kernel(
     q_ptr,  # (B, Hq, D)
     k_ptr,  # (pages, page_size, Hkv, D)
@@ -86,19 +101,12 @@ def _part_kernel(
         else:
             page = tl.zeros((BLOCK_N,), tl.int32) + batch
             slot = keys
+        # Both addresses before both loads: one after the other they take 156 registers, not 126 (Triton 3.9, bf16).
         k_at = page.to(tl.int64) * k_page + slot.to(tl.int64) * k_slot + head.to(tl.int64) * k_head
         v_at = page.to(tl.int64) * v_page + slot.to(tl.int64) * v_slot + head.to(tl.int64) * v_head
         k = tl.load(k_ptr + k_at[:, None] + dims[None, :], mask=inside[:, None], other=0.0).to(q.dtype)
         v = tl.load(v_ptr + v_at[:, None] + dims[None, :], mask=inside[:, None], other=0.0).to(q.dtype)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-        scores = tl.where(inside[None, :], scores, float("-inf"))
-        now = tl.maximum(top, tl.max(scores, 1))
-        base = tl.where(now == float("-inf"), 0.0, now)
-        weights = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(weights, 1)
-        out = out * shrink[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
-        top = now
+        out, total, top = attend(out, total, top, q, k, v, inside[None, :], scale_log2)
     total = tl.where(good, total, float("nan"))
     if SCALED:
         out = out * tl.load(v_scale_ptr + head)

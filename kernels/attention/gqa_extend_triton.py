@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mify.kernels.ahead import LAUNCH, Case
 
+from .gqa_decode_triton import attend
+
 BLOCK_M, BLOCK_N, WARPS, STAGES = 128, 64, 8, 3
 
 
@@ -94,15 +96,8 @@ def _extend_kernel(
         v_at = page.to(tl.int64) * v_page + slot * v_slot + head.to(tl.int64) * v_head
         k = tl.load(k_ptr + k_at[:, None] + dims[None, :], mask=inside[:, None], other=0.0).to(q.dtype)
         v = tl.load(v_ptr + v_at[:, None] + dims[None, :], mask=inside[:, None], other=0.0).to(q.dtype)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-        scores = tl.where(inside[None, :] & (keys[None, :] <= places[:, None]), scores, float("-inf"))
-        now = tl.maximum(top, tl.max(scores, 1))
-        base = tl.where(now == float("-inf"), 0.0, now)
-        weights = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(weights, 1)
-        out = out * shrink[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
-        top = now
+        seen = inside[None, :] & (keys[None, :] <= places[:, None])
+        out, total, top = attend(out, total, top, q, k, v, seen, scale_log2)
     # A length or a page that cannot be gives rows of NaN: reading it back for an error would wait for the GPU.
     out = out / tl.where(good, tl.where(total == 0.0, 1.0, total), float("nan"))[:, None]
     if SCALED:
