@@ -63,6 +63,10 @@ def triton_refuses(device: Device, dtype: torch.dtype, shape: Shape) -> str:
     return ""
 
 
+class BackendError(ValueError):
+    """A backend that was asked for, by `impl` or MIFY_IMPL, is unknown or cannot run here."""
+
+
 Rule = Callable[[Device, torch.dtype, Shape], Sequence[str]]
 
 # Where an op is registered, so that a wish may name one that has not run yet.
@@ -143,7 +147,7 @@ def choose(
         table: what was measured; None is the committed table.
 
     Raises:
-        ValueError: an unknown op or backend, or a named backend that cannot run, with the reason.
+        ValueError: an unknown op. BackendError: an unknown backend, or one that cannot run, with the reason.
     """
     if not _known(op):
         raise ValueError(f"op {op!r} is unknown; the ops are {', '.join(_BACKENDS)}")
@@ -160,10 +164,10 @@ def choose(
         if wish in everywhere and impl == wish:
             # A set such as MIFY_IMPL=triton covers the ops that have this backend; the others stay automatic.
             return choose(op, "auto", device, dtype, shape, table)
-        raise ValueError(f"impl {wish!r} is no backend of {op!r}; it has {', '.join(backends)}")
+        raise BackendError(f"impl {wish!r} is no backend of {op!r}; it has {', '.join(backends)}")
     reason = _refuses(backends[wish], device, dtype, shape)
     if reason:
-        raise ValueError(f"impl {wish!r} of {op!r} cannot run here: {reason}")
+        raise BackendError(f"impl {wish!r} of {op!r} cannot run here: {reason}")
     return wish
 
 
@@ -186,7 +190,7 @@ def parse_impl(impl: str) -> dict[str, str]:
         if not equals:
             op, name = "*", op
         if op != "*" and not _known(op):
-            raise ValueError(f"impl {impl!r} names the unknown op {op!r}; the ops are {', '.join(_BACKENDS)}")
+            raise BackendError(f"impl {impl!r} names the unknown op {op!r}; the ops are {', '.join(_BACKENDS)}")
         wishes[op] = name or "auto"
     return wishes
 

@@ -20,11 +20,15 @@ from mify.errors import MifyError
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path`; on success it is synced and renamed to `path`.
 
-    On an error the temporary file is removed and `path` is as it was. A full disk raises `MifyError`.
+    On an error the temporary file is removed and `path` is as it was. A full disk raises `MifyError`, and so does a
+    place where nothing can be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    if path.is_dir():
+        raise MifyError(f"{path} is a folder", "name a file")
+    with _refusal_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -39,11 +43,21 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As `atomic_file`, for a folder: `path` appears with all its files or not at all, replacing what was there."""
+def atomic_folder(path: str | os.PathLike[str], *, replaces: str | None = None) -> Iterator[Path]:
+    """As `atomic_file`, for a folder: `path` appears with all its files or not at all, replacing what was there.
+
+    Args:
+        replaces: for a folder that a user names: of those that are not empty only one with this file and without
+            folders in it is replaced. What else a user has there is not ours to delete.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    if replaces is not None:
+        check_ours(path, replaces)
+        if path.is_dir() and any(item.is_dir() for item in path.iterdir()):
+            raise MifyError(f"{path} holds other folders", "name a folder that is new or empty")
+    with _refusal_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         with _disk_full_named(path):
             yield temporary
@@ -63,6 +77,25 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_ours(path: Path, *marks: str) -> None:
+    """Raises MifyError unless `path` is nothing, an empty folder, or a folder that holds one of `marks` (globs)."""
+    if path.is_dir():
+        if not any(path.iterdir()) or any(next(path.glob(mark), None) is not None for mark in marks):
+            return
+        raise MifyError(
+            f"{path} holds something else than would be written there", "name a folder that is new or empty"
+        )
+    if path.exists():
+        raise MifyError(f"{path} is a file", "name a folder that is new or empty")
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder, and those above it. Raises MifyError where that cannot be."""
+    with _refusal_named(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -100,6 +133,16 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Deletes the temporary files and folders that a killed process left in `folder`."""
     for leftover in [*Path(folder).glob(".*.tmp"), *Path(folder).glob(".*.old")]:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+@contextmanager
+def _refusal_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise MifyError(f"{path} cannot be written ({error.strerror})", "check the path and its rights") from None
 
 
 @contextmanager

@@ -69,6 +69,8 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
     if (path / ADAPTER_CONFIG).exists():
         return _adapted(path)
     if (path / "config.json").exists():
+        if read_json(path / "config.json").get("format") == "mify-train-config":
+            return _newest_checkpoint(path)
         return HfWeights(path)
     inside = sorted(item.name for item in path.glob("*.gguf"))
     hint = f"give the file itself: {path / inside[0]}" if inside else "give the folder that holds config.json or latest"

@@ -196,7 +196,7 @@ class Adapter:
         for name, (a, b, _) in self.layers.items():
             tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.contiguous()
             tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.contiguous()
-        with atomic_folder(folder) as temporary:
+        with atomic_folder(folder, replaces=CONFIG) as temporary:
             text = json.dumps(document, indent=2, sort_keys=True) + "\n"
             (temporary / CONFIG).write_text(text, encoding="utf-8")
             save_file(tensors, temporary / TENSORS, metadata={"format": "pt"})

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mify import special_tokens as special
 from mify.errors import MifyError
-from mify.files import atomic_file, write_json
+from mify.files import atomic_file, make_folder, write_json
 
 if TYPE_CHECKING:
     from mify._core.packing import Bpe
@@ -95,7 +95,7 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` and its configuration; `transformers` loads the folder as PreTrainedTokenizerFast."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with atomic_file(folder / "tokenizer.json") as temporary:
             temporary.write_text(json.dumps(self.definition, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         config: dict[str, Any] = {

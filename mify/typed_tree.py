@@ -127,8 +127,12 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     for argument in arguments:
         key, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals or not key:
+            named = argument.startswith("--") and not equals
             raise MifyError(
-                f"cannot read the argument {argument!r}", "overrides look like --optimizer.learning_rate=3e-4"
+                f"cannot read the argument {argument!r}",
+                f"join key and value: {argument}=VALUE"
+                if named
+                else "write --key=value: --optimizer.learning_rate=3e-4",
             )
         nested: Any = Raw(value)
         for part in reversed(key.replace("-", "_").split(".")):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mify import MifyError
-from mify.files import atomic_file, atomic_folder, read_json, remove_leftovers, sha256_file, write_json
+from mify.files import atomic_file, atomic_folder, make_folder, read_json, remove_leftovers, sha256_file, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -41,6 +41,43 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     with pytest.raises(PermissionError), atomic_file(tmp_path / "file.txt"):
         raise PermissionError(errno.EACCES, "denied")
+
+
+def test_only_a_folder_of_its_own_kind_is_replaced(tmp_path: Path) -> None:
+    """`--out` may name anything: a home folder, a run, a file."""
+
+    def write(path: Path) -> None:
+        with atomic_folder(path, replaces="config.json") as temporary:
+            (temporary / "config.json").write_text("new")
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("kept")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("kept")
+    (tmp_path / "file").write_text("kept")
+    for name in ("absent", "empty", "absent"):
+        write(tmp_path / name)
+        assert (tmp_path / name / "config.json").read_text() == "new"
+    before = sorted(os.listdir(tmp_path))
+    for name, problem in (("notes", "something else"), ("run", "other folders"), ("file", "is a file")):
+        with pytest.raises(MifyError, match=problem):
+            write(tmp_path / name)
+    for kept in ("notes/diary.txt", "run/config.json", "file"):
+        assert (tmp_path / kept).read_text() == "kept"
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MifyError, match="below cannot be written"), atomic_file(tmp_path / "file" / "below"):
+        pass
+    with pytest.raises(MifyError, match="below cannot be written"), atomic_folder(tmp_path / "file" / "below"):
+        pass
+    with pytest.raises(MifyError, match="below cannot be written"):
+        make_folder(tmp_path / "file" / "below")
+    with pytest.raises(MifyError, match="is a folder"), atomic_file(tmp_path):
+        pass
 
 
 def test_json_round_trip_and_damage(tmp_path: Path) -> None:

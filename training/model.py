@@ -33,7 +33,12 @@ def model_shape(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Mode
     if config.init.weights:
         from mify.loading import open_weights
 
-        shape = open_weights(config.init.weights).config
+        try:
+            shape = open_weights(config.init.weights).config
+        except MifyError as error:
+            raise MifyError(
+                f"init.weights: {error.problem}", f"{error.remedy}; or train the model to start from first"
+            ) from None
     else:
         changed = {key: value for key, value in vars(config.model).items() if key != "preset" and value is not None}
         if tokenizer is not None and "vocab_size" not in changed:

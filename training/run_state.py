@@ -21,12 +21,13 @@ import torch
 from mify.config import ModelConfig
 from mify.data.batch import PackedBatch
 from mify.errors import MifyError
-from mify.files import read_json, write_json
+from mify.files import make_folder, read_json, write_json
 from mify.fp8 import state_was_loaded
 from mify.kernels import cost
 from mify.tokenizer import Tokenizer
 
 from .blame import suspects
+from .checkpoint import FOLDER as CHECKPOINTS
 from .checkpoint import Checkpoint, Checkpointer, load_tensors, read_state, restore_rng, tensors_of
 from .config import TrainConfig, changed_keys
 from .data import open_stream, tokenizer_path
@@ -119,8 +120,10 @@ class Run:
     # ---- set-up
 
     def _claim_folder(self) -> None:
+        make_folder(self.folder)
         path = self.folder / "config.json"
-        if path.is_file():
+        # What never came to a checkpoint may start again with other keys: nothing is lost.
+        if path.is_file() and any((self.folder / CHECKPOINTS).glob("step-*")):
             saved = read_json(path)
             # Read anew, so that a key that came with a later mify stands at its default.
             changed = changed_keys(TrainConfig.from_dict(saved["config"]).to_dict(), self.config.to_dict())

@@ -306,7 +306,7 @@ def read_fit(path: Path) -> Fit:
     Raises:
         MifyError: no such file, or no scaling curve of this version.
     """
-    values = read_json(path) if path.is_file() else None
+    values = read_json(path)
     if not isinstance(values, dict) or (values.get("format"), values.get("version")) != ("mify-scaling-curve", 2):
         raise MifyError(f"{path} is no mify-scaling-curve of version 2", "make one: mify ablate scale")
     return Fit(

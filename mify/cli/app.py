@@ -38,6 +38,13 @@ class _Commands(typer.core.TyperGroup):
         except MifyError as error:
             typer.echo(f"mify: {error}", err=True)
             raise typer.Exit(2) from None
+        except ValueError as error:
+            from mify.kernels.dispatch import BackendError
+
+            if not isinstance(error, BackendError):
+                raise
+            typer.echo(f"mify: {error}\n  -> unset MIFY_IMPL, or name what `mify doctor` says runs here", err=True)
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("\nmify: interrupted; run the command again to continue", err=True)
             raise typer.Exit(130) from None

@@ -44,3 +44,5 @@ def convert(
             table.add_row(reason.replace("_", " "), f"{count:,}", f"{count / tally.rows:.2%}", example)
         console.print(table)
     console.print(f"{out}: {tally.kept:,} conversations of {tally.rows:,} rows", markup=False, soft_wrap=True)
+    if tally.rows and not tally.kept:
+        raise typer.Exit(1)

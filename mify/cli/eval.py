@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,6 +121,7 @@ def evaluate(
     from mify.eval.open_model import open_model
     from mify.eval.runner import RunOptions
     from mify.eval.sandbox import sandbox_kind
+    from mify.files import check_ours
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
@@ -148,6 +150,7 @@ def evaluate(
     with opened as (completer, loaded), console.status("") as status:
         folder = out or Path("eval") / completer.name.replace("/", "_")
         if fresh and folder.exists():
+            check_ours(folder, "*.completions.jsonl", "evaluation.json")
             shutil.rmtree(folder)
         results = run(
             completer,
@@ -163,6 +166,19 @@ def evaluate(
     print_results(console, results)
     console.print(f"report: {folder / 'report.html'}", style="dim", highlight=False)
     console.print(f"records and results: {folder}", style="dim", highlight=False)
+    if (problem := no_answers(folder, results)) is not None:
+        raise MifyError(f"{completer.name} answered nothing: {problem}", "mend that and run again: it asks anew")
+
+
+def no_answers(folder: Path, results: list[dict[str, Any]]) -> str | None:
+    """Why not a single prompt was answered; None where one was."""
+    scored = [result for result in results if result["task"] != "bits_per_byte"]
+    if not scored or any(result["statuses"].keys() != {"no answer"} for result in scored):
+        return None
+    with (folder / f"{scored[0]['task']}.verdicts.jsonl").open(encoding="utf-8") as lines:
+        return next(
+            (str(record["detail"]) for record in map(json.loads, lines) if record.get("detail")), "no reason told"
+        )
 
 
 def print_results(console: Console, results: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mify.cli.paths import not_the_source
 from mify.errors import MifyError
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def export(
         raise MifyError("a GGUF file has no model card", "leave out --license, --corpus, --evaluation, --conversations")
     if to != "gguf" and dtype is not None and dtype not in DTYPES:
         raise MifyError(f"--dtype {dtype} is no dtype of a Hugging Face folder", f"give {', '.join(DTYPES)}")
+    not_the_source(out, model)
     weights = open_weights(model)
     if to == "adapter":
         _adapter(weights, out)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mify.cli.paths import not_the_source
 from mify.errors import MifyError
 
 
@@ -21,8 +22,7 @@ def import_(
 
     if dtype is not None and dtype not in DTYPES:
         raise MifyError(f"--dtype {dtype} is not known", f"give {', '.join(DTYPES)}")
-    if source.exists() and out.exists() and source.resolve() == out.resolve():
-        raise MifyError(f"--out {out} is the source itself", "name another folder")
+    not_the_source(out, source)
     weights = open_weights(source)
     export_hf(weights, out, dtype=DTYPES[dtype] if dtype else None)
     config = weights.config

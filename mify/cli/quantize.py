@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mify.cli.paths import not_the_source
 from mify.errors import MifyError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def quantize(
     from mify.quantization.scheme import Scheme
 
     console = Console(highlight=False)
+    not_the_source(out, model)
     weights = open_weights(model)
     sequences = None
     if calibration is not None:

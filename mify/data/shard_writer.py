@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mify.data.shard_format import ARRAYS, DOMAINS, FORMAT, SYNTAX_ARRAYS, VERSION, document_key
 from mify.errors import MifyError
-from mify.files import atomic_folder, read_json, remove_leftovers, sha256_file, write_json
+from mify.files import atomic_folder, make_folder, read_json, remove_leftovers, sha256_file, write_json
 from mify.special_tokens import language_token
 from mify.tokenizer import Tokenizer
 
@@ -107,7 +107,7 @@ def write_shards(
         documents = read_documents(documents)
     if tokenizer.eot_id is None:
         raise MifyError("the tokenizer has no end-of-text token", "add <|endoftext|> to its special tokens")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     remove_leftovers(out)
     grammars = None
     if syntax:

@@ -50,6 +50,10 @@ def open_model(
         key = os.environ.get(api_key_variable)
         yield EndpointCompleter(model, endpoint_model, api_key=key, suffix=endpoint_infills), None
         return
+    if endpoint_model is not None:
+        raise MifyError(
+            f"--endpoint-model {endpoint_model} goes with an endpoint's address, not with {model}", "leave it out"
+        )
     if engine == "auto":
         engine = engine_of(Path(model))
         if engine != "mify":

@@ -40,7 +40,7 @@ def export_hf(
 
     Args:
         model: a model, or the weights of a file, which are then streamed a tensor at a time.
-        folder: appears whole or not at all, replacing what was there.
+        folder: appears whole or not at all, replacing a model's folder that was there, and nothing else.
         dtype: of the weights; None keeps each as it is.
         max_shard_bytes: above it the weights are split into `model-00001-of-0000N.safetensors` with an index.
         facts: for the model card (README.md).
@@ -51,7 +51,7 @@ def export_hf(
     entries = {
         name: Entry(dtype or weights.dtype(name), shape) for name, shape in tensor_shapes(weights.config).items()
     }
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, replaces="config.json") as temporary:
 
         def make(name: str) -> Iterator[Tensor]:
             return (block.to(entries[name].dtype) for block in weights.blocks(name))

@@ -71,7 +71,7 @@ def export_modelopt(
         }
 
     folder = Path(folder)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, replaces="config.json") as temporary:
         write_shards(temporary, entries, encoder(weights, entries, encode), max_shard_bytes=max_shard_bytes)
         config = write_config(weights.config, weights.conventions, dtype_name(dtype))
         write_json(temporary / "config.json", {**config, "quantization_config": _for_config_json()})

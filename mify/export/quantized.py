@@ -98,7 +98,7 @@ def export_quantized(
         return parts
 
     folder = Path(folder)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, replaces="config.json") as temporary:
         make = encoder(weights, entries, encode)
         if observe is None and gram_of is None:  # both want a weight whole
             make = _streaming(weights, entries, scheme, make)

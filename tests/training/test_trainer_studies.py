@@ -89,8 +89,10 @@ def test_a_ladder_gives_a_curve_that_plans_go_by(tokens: Path, held_out: HeldOut
     assert "By the fitted scaling curve" in shown.output
     told = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).output)["forecast"]
     assert told["bits_per_byte"] == pytest.approx(found.curve(told["parameters"], 2_000_000_000))
-    with pytest.raises(MifyError, match="no mify-scaling-curve of version 2"):
+    with pytest.raises(MifyError, match=r"absent\.json does not exist"):
         read_fit(tmp_path / "absent.json")
+    with pytest.raises(MifyError, match="no mify-scaling-curve of version 2"):
+        read_fit(next(tmp_path.rglob("config.json")))
 
 
 def test_a_forecast_is_the_curves_own_arithmetic() -> None:

@@ -237,7 +237,12 @@ class Dpo:
         self._config = config.dpo
         path = Path(config.dpo.reference) if config.dpo.reference else config.run_folder / "reference.json"
         key = {"model": weights_fingerprint(model), "data": stream.content, "context": stream.context}
-        stream.reference = stored_reference(path, key, len(stream.pairs))
+        try:
+            stream.reference = stored_reference(path, key, len(stream.pairs))
+        except MifyError:
+            if config.dpo.reference:
+                raise
+            # In the run's own folder it is of a start that came to no checkpoint: after one, other data are refused.
         if stream.reference is None:
             stream.reference = reference_log_probs(model, stream, world)
             if world.is_main:

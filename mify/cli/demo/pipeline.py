@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mify.errors import MifyError
-from mify.files import atomic_file, read_json, remove_leftovers, sha256_file, write_json
+from mify.files import atomic_file, make_folder, read_json, remove_leftovers, sha256_file, write_json
 
 STAMP_FORMAT = "demo-stage"
 STAMP_VERSION = 1
@@ -66,7 +66,7 @@ class Stamp:
 
 def run_stages(stages: Sequence[Stage], folder: Path, console: Console) -> dict[str, Stamp]:
     """Runs the stages in order, skipping those that are done. Returns every stage's stamp."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     remove_leftovers(folder)
     stamps: dict[str, Stamp] = {}
     columns = (
