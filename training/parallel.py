@@ -64,6 +64,14 @@ class World:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's object, in their order, on every rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

@@ -68,7 +68,7 @@ def sample_answers(
     max_new_tokens: int,
     temperature: float,
     seed: int,
-    numbers: Sequence[int] | None = None,
+    numbers: Sequence[int | str] | None = None,
     log_probs: bool = False,
     sequences: int = 256,
 ) -> list[tuple[list[int], bool, list[float] | None]]:
@@ -81,6 +81,8 @@ def sample_answers(
     """
     from mify.engine import PAGE_SIZE, Engine, Request, SamplingParams
 
+    if not prompts:  # a rank without tasks
+        return []
     requests = [
         Request(
             prompt,
@@ -107,7 +109,7 @@ def sample_answers(
     return [(one.tokens, one.finish_reason == "stop", one.logprobs) for one in results]
 
 
-def rollout_seed(seed: int, number: int) -> int:
+def rollout_seed(seed: int, number: int | str) -> int:
     """63 bits that depend on both and nothing else."""
     return int.from_bytes(hashlib.sha256(f"rollout:{seed}:{number}".encode()).digest()[:8], "little") >> 1
 

@@ -182,6 +182,39 @@ def test_sharded_weights_in_bf16_roll_out_the_same_for_any_number_of_ranks(
     assert found["entropy"] == pytest.approx(expected["entropy"], rel=0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [["fsdp"], ["none"], ["hsdp", "--lora.rank=4"]], ids=lambda more: more[0])
+def test_two_ranks_learn_from_the_answers_of_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    (base / "three.jsonl").write_bytes(b"\n".join((base / "tasks.jsonl").read_bytes().split(b"\n")[:3]))
+    options = [
+        *REWARD, "--grpo.kl_weight=0.02", "--grpo.groups=3", "--grpo.steps_per_rollout=3", "--grpo.passes=1",
+        f"--grpo.held_out={base / 'three.jsonl'}", "--evaluation.every_steps=3", f"--parallel.shard={more[0]}",
+        *more[1:],
+    ]  # fmt: skip
+    train(settings(base, tmp_path, *options, "--name=one"), quiet)
+    on_ranks(2, ["-m", "mify.training.train", *arguments(base, tmp_path, *options, "--name=two")])
+    one, two = (records(tmp_path / name) for name in ("one", "two"))
+    for first, second in zip(one, two, strict=True):
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            expected = pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
+            assert second[key] == expected, key
+    kept = [read_json(tmp_path / name / "rollouts" / "rollout-00000001.json")["answers"] for name in ("one", "two")]
+    assert [answer["answer"] for answer in kept[0]] == [answer["answer"] for answer in kept[1]]
+
+
+@pytest.mark.slow
+def test_what_stops_one_rank_stops_all(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task that a reward fails on is one rank's alone; the other ends as it does and does not wait for it."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    failing = ["--grpo.rewards.tests=0.0", f"--grpo.rewards.{__name__}:raises=1.0", "--grpo.on_error=stop"]
+    options = arguments(base, tmp_path, *failing, "--grpo.groups=8", "--name=stopped", "--steps=1")
+    on_ranks(2, ["-m", "mify.training.train", *options], status=2)
+
+
 def test_mistakes_in_the_configuration_are_named(base: Path, tmp_path: Path) -> None:
     for override, problem in (
         ("--grpo.group_size=1", "judged against its group"),
@@ -196,3 +229,5 @@ def test_mistakes_in_the_configuration_are_named(base: Path, tmp_path: Path) -> 
             settings(base, tmp_path, override)
     with pytest.raises(MifyError, match="no reward 'speed'"):
         train(settings(base, tmp_path, "--grpo.rewards.speed=1.0", "--name=x"), quiet)
+    with pytest.raises(MifyError, match="held-out task long has 120 tokens"):
+        train(settings(base, tmp_path, f"--grpo.held_out={base / 'tasks.jsonl'}", "--name=y"), quiet)

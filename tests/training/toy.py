@@ -82,8 +82,8 @@ def use_toy_stream(make: Any = ToyStream) -> None:
     run_state.open_stream = make
 
 
-def on_ranks(count: int, command: list[str]) -> None:
-    """`python *command` on `count` processes, as torchrun would start them."""
+def on_ranks(count: int, command: list[str], *, status: int = 0) -> None:
+    """`python *command` on `count` processes, as torchrun would start them; all end with `status`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -94,7 +94,7 @@ def on_ranks(count: int, command: list[str]) -> None:
             "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
         processes.append(subprocess.Popen([sys.executable, *command], env=env))
-    assert [process.wait(timeout=900) for process in processes] == [0] * count
+    assert [process.wait(timeout=900) for process in processes] == [status] * count
 
 
 class PoisonedStream(ToyStream):

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from mify.data.batch import AnnotatedBatch, PackedBatch
+from mify.errors import MifyError
 from mify.files import write_json
 from mify.model import Model
 from mify.post.prompts import end_id, prompt_ids
@@ -79,7 +79,7 @@ class Grpo:
 
             assert config.init.weights is not None
             self._reference = load(config.init.weights).to(world.device).eval().requires_grad_(False)
-        self._held_out = read_tasks(Path(self.config.held_out)) if self.config.held_out else []
+        self._held_out = self._held_out_tasks()
         self._judge = Judge()
         self._answered = False
         stream.policy = self
@@ -99,11 +99,17 @@ class Grpo:
         ]  # places among all answers
         answers = self._sample([tasks[place // size] for place in mine], mine, rollout_seed(self._run.seed, number))
         sampled = time.perf_counter()
-        errors = self._score(answers)
+        failure, errors = None, Counter[str]()
+        try:
+            errors = self._score(answers)
+        except MifyError as error:
+            failure = error
+        for one in world.gather(failure):  # a rank that stopped alone would leave the others waiting
+            if one is not None:
+                raise one
         judged = time.perf_counter()
         self._add_log_probs(answers)
-        if world.size > 1:
-            answers, errors = self._gathered(answers, errors, len(tasks))
+        answers, errors = self._gathered(answers, errors, len(tasks))
         self._set_advantages(answers, number)
         stream.counts.update(errors)
         stream.counts.update(a.status for a in answers if a.status in ("suspect", "hard-coded", "forged"))
@@ -172,8 +178,7 @@ class Grpo:
         self, answers: list[Sampled], errors: Counter[str], groups: int
     ) -> tuple[list[Sampled], Counter[str]]:
         """All ranks' answers in the order of the tasks."""
-        parts: list[Any] = [None] * self.world.size
-        dist.all_gather_object(parts, (answers, errors))
+        parts = self.world.gather((answers, errors))
         size = self.config.group_size
         ordered: list[Sampled] = []
         for place in range(groups):
@@ -247,6 +252,20 @@ class Grpo:
 
     # ---- held-out tasks
 
+    def _held_out_tasks(self) -> list[CodeTask]:
+        """Those of `grpo.held_out`. None is left out, as one too long to train on is: that would change the measure."""
+        if not self.config.held_out:
+            return []
+        tasks = read_tasks(Path(self.config.held_out))
+        room = self.context - self.config.max_new_tokens
+        for task in tasks:
+            if (length := len(prompt_ids(task.prompt, self.stream.tokenizer))) > room:
+                raise MifyError(
+                    f"the prompt of the held-out task {task.id} has {length} tokens; data.context leaves it {room}",
+                    f"leave it out of {self.config.held_out}, raise data.context, or lower grpo.max_new_tokens",
+                )
+        return tasks
+
     def evaluate(self) -> dict[str, Any]:
         """Shares of the held-out tasks that are solved: greedily, and by sampled answers."""
         if not self._held_out:
@@ -257,11 +276,12 @@ class Grpo:
         return {"held_out_solved": scores}
 
     def _solved(self, temperature: float, samples: int) -> float:
-        verdicts = solve(
-            model_to_sample(self.model, self._run), self.stream.tokenizer, self._held_out, self._judge,
+        share = self._held_out[self.world.rank :: self.world.size]
+        solved = solve(
+            model_to_sample(self.model, self._run), self.stream.tokenizer, share, self._judge,
             samples=samples, temperature=temperature, max_new_tokens=self.config.max_new_tokens, seed=self._run.seed,
         )  # fmt: skip
-        return float(np.mean(verdicts))
+        return math.fsum(x for part in self.world.gather(solved.tolist()) for x in part) / len(self._held_out)
 
 
 def answer_notes(
@@ -324,17 +344,18 @@ def solve(
     max_new_tokens: int,
     seed: int,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """(tasks,) the share of each task's answers that solve it."""
-    asked = [task for task in tasks for _ in range(samples)]
-    ends = {end_id(task.prompt, tokenizer) for task in tasks}
+    """(tasks,) the share of each task's answers that solve it, whatever other tasks are asked beside it."""
+    asked = [(task, f"{task.id}:{sample}") for task in tasks for sample in range(samples)]
+    ends = [end_id(task.prompt, tokenizer) for task, _ in asked]
     texts: list[str] = [""] * len(asked)
-    for end in sorted(ends):
-        places = [place for place, task in enumerate(asked) if end_id(task.prompt, tokenizer) == end]
+    for end in sorted(set(ends)):
+        places = [place for place, own in enumerate(ends) if own == end]
         answers = sample_answers(
-            model, [prompt_ids(asked[place].prompt, tokenizer) for place in places], end=end,
+            model, [prompt_ids(asked[place][0].prompt, tokenizer) for place in places], end=end,
             max_new_tokens=max_new_tokens, temperature=temperature, seed=rollout_seed(seed, end),
+            numbers=[asked[place][1] for place in places],
         )  # fmt: skip
         for place, (tokens, finished, _) in zip(places, answers, strict=True):
             texts[place] = tokenizer.decode(tokens[:-1] if finished else tokens)
-    verdicts = judge.judge(list(zip(asked, texts, strict=True)))
+    verdicts = judge.judge([(task, text) for (task, _), text in zip(asked, texts, strict=True)])
     return np.array([verdict.solved for verdict in verdicts], np.float64).reshape(len(tasks), samples).mean(1)
