@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 
 import pytest
+from toy import on_ranks
 from typer.testing import CliRunner
 
-from mify.curation.documents import Document
+from mify.cli.app import app
+from mify.curation.documents import Document, write_documents
 from mify.data.shards import write_shards
 from mify.errors import MifyError
 from mify.files import read_json
@@ -64,6 +66,22 @@ def test_a_study_trains_each_arm_once_and_compares_pairs(tokens: Path, held_out:
     assert all(ledger[domain]["tokens"] > 0 for domain in ("code", "text", "math"))
 
 
+@pytest.mark.slow
+def test_a_study_on_two_ranks_finds_what_one_finds(tokens: Path, held_out: HeldOut, tmp_path: Path) -> None:
+    """The command under torchrun: one rank speaks and writes, all train."""
+    write_documents(tmp_path / "data" / "corpus" / "held_out.parquet", held_out.documents["code"])
+    (tmp_path / "data" / "tokens").symlink_to(tokens)
+    options = ["--data", str(tmp_path / "data"), "--seeds", "1", *OVERRIDES, *SHORT]
+    shown = CliRunner().invoke(app, ["ablate", "mix", "--out", str(tmp_path / "one"), *options])
+    assert shown.exit_code == 0, shown.output
+    on_ranks(2, ["-m", "mify", "ablate", "mix", "--out", str(tmp_path / "two"), *options])
+    one, two = (read_json(tmp_path / name / "ablation.json") for name in ("one", "two"))
+    assert one["differences"]
+    for first, second in zip(one.pop("differences"), two.pop("differences"), strict=True):
+        assert second["mean"] == pytest.approx(first["mean"], abs=1e-6)
+    assert one == two
+
+
 def test_arms_of_one_seed_begin_alike(tokens: Path, held_out: HeldOut, tmp_path: Path) -> None:
     """Equal weights and, where the first step sees no permuted document in either, equal first losses."""
     study = fim_study(tokens, rates=(0.0, 1e-9))
@@ -81,8 +99,6 @@ def test_a_ladder_gives_a_curve_that_plans_go_by(tokens: Path, held_out: HeldOut
     assert len(found.points) == 6
     again = read_fit(tmp_path / "scale.json")
     assert (again.curve, again.points, again.resampled) == (found.curve, found.points, found.resampled)
-    from mify.cli.app import app
-
     arguments = ["plan", "mify-125m", "--tokens", "2B", "--curve", str(tmp_path / "scale.json")]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0
