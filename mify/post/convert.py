@@ -6,6 +6,7 @@ read and written again says what it said, JSON texts in it up to their spacing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -183,8 +184,12 @@ def convert_files(inputs: list[Path], out: Path, options: Options, say: Callable
     report: dict[str, Any] = {}
     total = Tally()
     seen: set[str] = set()
+    before = hashlib.sha256()  # of what the files in front hold: their ids are taken
     for file, name in zip(files, names, strict=True):
-        identity = {"input": sha256_file(file), "options": vars(options), "mify": mify.__version__}
+        identity = {
+            "input": sha256_file(file), "options": vars(options), "mify": mify.__version__,
+            "before": before.hexdigest(),
+        }  # fmt: skip
         entry = known.get(name)
         if entry and entry["identity"] == identity and _is_whole(out / name, entry["output"]):
             values = entry["tally"]
@@ -196,6 +201,7 @@ def convert_files(inputs: list[Path], out: Path, options: Options, say: Callable
             entry = {"identity": identity, "output": sha256_file(out / name), "tally": tally.to_dict()}
             say(f"{name}: {tally.kept:,} of {tally.rows:,} rows")
         report[name] = entry
+        before.update(entry["output"].encode())
         total.add(tally)
         document = {"format": REPORT_FORMAT, "version": REPORT_VERSION, "files": report, "total": total.to_dict()}
         write_json(out / REPORT, document)
@@ -252,11 +258,14 @@ def read_rows(file: Path) -> Iterator[Any]:
     if file.suffix == ".parquet":
         import pyarrow.parquet
 
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1024):
-            yield from batch.to_pylist()
+        try:
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1024):
+                yield from batch.to_pylist()
+        except pyarrow.ArrowInvalid as error:
+            raise MifyError(f"{file} is no whole Parquet file ({error})", "download or write it again") from None
         return
     with file.open("rb") as lines:
-        head = lines.read(1)
+        head = lines.read(4096).lstrip()[:1]
         lines.seek(0)
         if file.suffix == ".json" and head == b"[":
             yield from _json_list(file)

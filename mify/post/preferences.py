@@ -36,7 +36,7 @@ def read_preferences(path: Path) -> Iterator[Preference]:
     """
     for file, number, line in json_lines(path, "pairs of answers"):
         try:
-            yield _preference(json.loads(line), line)
+            yield _preference(json_object(line), line)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise MifyError(f"{file}, line {number}, is no pair of answers: {what}", FORM) from None
@@ -56,6 +56,14 @@ def json_lines(path: Path, what: str) -> Iterator[tuple[Path, int, bytes]]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield file, number, line.strip()
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """The object that a line holds. Raises ValueError where it holds none."""
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r:.40} is no object")
+    return value
 
 
 def _preference(value: dict[str, Any], line: bytes) -> Preference:

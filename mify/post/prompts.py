@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mify.errors import MifyError
+from mify.post.chat import Conversation, Message, check
 
 if TYPE_CHECKING:
     from mify.tokenizer import Tokenizer
@@ -20,11 +21,10 @@ def check_prompt(value: Any) -> Prompt:
         return value
     if not isinstance(value, list) or not value:
         raise ValueError("the prompt is neither a text nor a list of messages")
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ValueError("a message of the prompt has no role")
-    if value[-1]["role"] == "assistant":
+    messages = tuple(map(Message.from_dict, value))
+    if messages[-1].role == "assistant":
         raise ValueError("the prompt ends with the assistant's turn")
+    check(Conversation(messages), answered=False)
     return value
 
 

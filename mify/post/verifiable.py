@@ -17,7 +17,6 @@ for that. Nor does one that looks its answers up among the examples it was shown
 from __future__ import annotations
 
 import ast
-import json
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -29,7 +28,7 @@ from mify.errors import MifyError
 from mify.eval.code_blocks import block_that_defines
 from mify.eval.sandbox import Limits, Pool, Program, Verdict
 from mify.eval.suspicion import names_used, parse, suspicion
-from mify.post.preferences import json_lines
+from mify.post.preferences import json_lines, json_object
 from mify.post.prompts import Prompt, check_prompt
 
 FORM = 'write {"id": "…", "prompt": "…", "entry_point": "f", "tests": ["assert f(2) == 4"]}'
@@ -103,7 +102,7 @@ def read_tasks(path: Path) -> list[CodeTask]:
     seen: set[str] = set()
     for file, number, line in json_lines(path, "tasks"):
         try:
-            task = _task(json.loads(line), line)
+            task = _task(json_object(line), line)
             if task.id in seen:
                 raise ValueError(f"the id {task.id!r} stands in an earlier line, too")
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -349,3 +349,28 @@ def test_parquet_lists_and_mistakes(rows_file: Callable[..., Path], tmp_path: Pa
         convert_files([tmp_path / "nothing"], tmp_path / "x", Options(), lambda _: None)
     with pytest.raises(MifyError, match="two inputs"):
         convert_files([tmp_path / "list.json", tmp_path / "list.json"], tmp_path / "x", Options(), lambda _: None)
+
+
+def test_ids_that_an_earlier_file_takes_are_found_when_only_that_one_changed(tmp_path: Path) -> None:
+    def write(name: str, *ids: str) -> None:
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        (tmp_path / name).write_text("\n".join(json.dumps({"id": one, "messages": turns}) for one in ids))
+
+    def kept(name: str) -> list[str]:
+        return [row["id"] for row in read_rows(tmp_path / "out" / name)]
+
+    write("a.jsonl", "1")
+    write("b.jsonl", "2", "3")
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for ids in (("1",), ("1", "3")):
+        write("a.jsonl", *ids)
+        convert_files(files, tmp_path / "out", Options(source_format="mify"), lambda message: None)
+    assert (kept("a.jsonl"), kept("b.jsonl")) == (["1", "3"], ["2"])
+
+
+def test_a_list_behind_a_blank_line_and_a_broken_table(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text('\n [{"id": "1"}]')
+    assert list(read_rows(tmp_path / "list.json")) == [{"id": "1"}]
+    (tmp_path / "half.parquet").write_bytes(b"PAR1")
+    with pytest.raises(MifyError, match=r"half\.parquet is no whole Parquet file"):
+        list(read_rows(tmp_path / "half.parquet"))

@@ -212,6 +212,9 @@ def test_ranks_share_the_batch_and_a_state_goes_on_exactly(folder: Path, tokeniz
         ('{"prompt": "", "chosen": "y", "rejected": "z"}', "neither a text nor"),
         ('{"prompt": "x", "chosen": 3, "rejected": "z"}', "an answer is no text"),
         ('{"prompt": [{"role": "assistant", "content": "x"}], "chosen": "y", "rejected": "z"}', "assistant's turn"),
+        ("[1]", "[1] is no object"),
+        ('{"prompt": [{"role": "user"}], "chosen": "y", "rejected": "z"}', "content of a user message is absent"),
+        ('{"prompt": [{"role": "wizard", "content": "x"}], "chosen": "y", "rejected": "z"}', "'wizard' is none of"),
         ('{"prompt": [{"role": "user", "content": "x"}], "chosen": [{"role": "user"}], "rejected": "z"}', "one assist"),
     ],
 )
