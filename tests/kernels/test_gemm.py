@@ -47,7 +47,10 @@ def _wide(x: Any) -> Tensor:
 def test_the_emulation_equals_torchs_scaled_matmul() -> None:
     a, b = operands(32, 48, 256, blocks=False)
     tensor = F.ScalingType.TensorWise
-    theirs = F.scaled_mm(a.data, b.data.t(), a.scale, tensor, b.scale, tensor, output_dtype=torch.float32)
+    try:
+        theirs = F.scaled_mm(a.data, b.data.t(), a.scale, tensor, b.scale, tensor, output_dtype=torch.float32)
+    except NotImplementedError:
+        pytest.skip(f"torch {torch.__version__} multiplies FP8 on a GPU only")
     ours = fp8_matmul(a.data, a.scale, b.data, b.scale, dtype=torch.float32, impl="ref")
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
     assert torch.equal(gemm_torch.forward(a.data, a.scale, b.data, b.scale, torch.float32), theirs)
