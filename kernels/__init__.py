@@ -1,5 +1,9 @@
 """The kernels: functions and ops; modules live in mify.layers.
 
+Each op is a stem: `attention/gqa.py` is its contract, checks and gradient, `gqa_ref.py` the readable twin in plain
+torch, `gqa_triton.py`, `gqa_cpu.py` … the backends, among which `dispatch` chooses (`impl=`, MIFY_IMPL);
+`last_impl("gqa")` says which one ran. C++ and CUDA lie in csrc/ under the same stem.
+
 Importing this package imports nothing; a function is loaded when it is first asked for.
 """
 

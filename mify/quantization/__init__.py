@@ -1,1 +1,1 @@
-"""Quantized weights: schemes, activation-aware scaling, and the pass that writes them."""
+"""Quantized weights: `quantize` writes them layer by layer, `scheme` says what each kind is, `linear` runs them."""
