@@ -57,58 +57,63 @@ def rows_of(batch: PackedBatch) -> list[dict[str, Any]]:
     return [{"input_ids": tokens[i], "position_ids": positions[i], "labels": labels[i]} for i in range(batch.num_rows)]
 
 
+# What both of transformers' trainers are told; the optimizer is the one that mify's recipe has.
+_ARGUMENTS: dict[str, Any] = {
+    "learning_rate": 1e-3, "adam_beta2": 0.95, "weight_decay": 0.1, "max_grad_norm": 1.0, "seed": 0,
+    "lr_scheduler_type": "constant", "optim": "adamw_torch_fused", "logging_steps": 1, "save_strategy": "no",
+    "report_to": [], "disable_tqdm": True, "use_cpu": True, "dataloader_num_workers": 0,
+}  # fmt: skip
+
+
+def _clock() -> Any:
+    """A callback that keeps when each step ended, in CPU seconds (`ends`), and its loss (`losses`)."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+            self.losses: list[float] = []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.ends.append(time.process_time())
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs:
+                self.losses.append(float(logs["loss"]))
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return Clock()
+
+
 def trainer_step_seconds(
     model: Model, batches: list[PackedBatch], *, compiled: bool = False
 ) -> tuple[list[float], list[float]]:
     """Trains on each batch with transformers' `Trainer`. Returns CPU seconds from step end to step end, and losses."""
     import torch
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    ends: list[float] = []
-    losses: list[float] = []
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            ends.append(time.process_time())
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if logs and "loss" in logs:
-                losses.append(float(logs["loss"]))
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    clock = _clock()
     data = [row for batch in batches for row in rows_of(batch)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=batches[0].num_rows,
             max_steps=len(batches),
-            learning_rate=1e-3,
-            adam_beta2=0.95,
-            weight_decay=0.1,
-            max_grad_norm=1.0,
-            lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            dataloader_num_workers=0,
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
             torch_compile=compiled,
-            seed=0,
+            **_ARGUMENTS,
         )
 
         def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
             return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
         trainer = Trainer(
-            model=llama(model), args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()]
+            model=llama(model), args=arguments, train_dataset=data, data_collator=collate, callbacks=[clock]
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return [after - before for before, after in pairwise(ends)], losses
+    return [after - before for before, after in pairwise(clock.ends)], clock.losses
 
 
 @dataclass(frozen=True)
@@ -131,23 +136,13 @@ def trl_steps(
     import datasets
     from tokenizers import Tokenizer as Plain
     from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+    from transformers import PreTrainedTokenizerFast, PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    ends: list[float] = []
     counts: list[int] = []
-    losses: list[float] = []
     batches: list[dict[str, Any]] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            ends.append(time.process_time())
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if logs and "loss" in logs:
-                losses.append(float(logs["loss"]))
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    clock = _clock()
     labels = [
         [token if own else -100 for token, own in zip(ids, loss, strict=True)] for ids, loss in conversations
     ]  # fmt: skip
@@ -162,23 +157,11 @@ def trl_steps(
             max_length=context,
             packing=True,
             gradient_checkpointing=False,
-            learning_rate=1e-3,
-            adam_beta2=0.95,
-            weight_decay=0.1,
-            max_grad_norm=1.0,
-            lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
             bf16=False,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            dataloader_num_workers=0,
-            seed=0,
+            **_ARGUMENTS,
         )
         trainer = SFTTrainer(
-            model=llama(model), args=arguments, train_dataset=data, processing_class=named, callbacks=[Clock()]
+            model=llama(model), args=arguments, train_dataset=data, processing_class=named, callbacks=[clock]
         )
         trainer.remove_callback(PrinterCallback)
         collate = trainer.data_collator
@@ -192,5 +175,7 @@ def trl_steps(
 
         trainer.data_collator = counted
         trainer.train()
-    speeds = [count / (after - before) for count, (before, after) in zip(counts[1:], pairwise(ends), strict=False)]
-    return TrlSteps(speeds, batches[0], losses[0])
+    speeds = [
+        count / (after - before) for count, (before, after) in zip(counts[1:], pairwise(clock.ends), strict=False)
+    ]
+    return TrlSteps(speeds, batches[0], clock.losses[0])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mify.errors import MifyError
 
 if TYPE_CHECKING:
-    from .config import TrainConfig
+    from .config import DataSection, TrainConfig
 
 
 def check(config: TrainConfig) -> None:
@@ -40,6 +40,23 @@ def check(config: TrainConfig) -> None:
             f"schedule.warmup_steps + schedule.decay_steps pass steps = {config.steps}",
             "make the run longer or those shorter",
         )
+    _check_data(data)
+    _check_parallel(config)
+    if config.lora.rank is not None and parallel.fp8:
+        raise MifyError("lora does not go with fp8: its layers are plain", "use --parallel.precision=bf16 or fp32")
+    if config.lora.adapter is not None and config.lora.rank is None:
+        raise MifyError("lora.adapter is set and lora.rank is not", "set --lora.rank to the adapter's")
+    if config.objective != "cpt" and data.fim.rate:
+        raise MifyError(f"{config.objective} has no fill-in-the-middle", "set --data.fim.rate=0")
+    if config.objective in ("dpo", "grpo"):
+        _check_preference(config)
+    if config.init.weights and config.init.state:
+        raise MifyError("init.weights and init.state are both set", 'set one of them to "none"')
+    if "/" in config.name or not config.name.strip(". "):
+        raise MifyError(f"name = {config.name!r} is no folder name", "choose a plain name; folder= says where it lies")
+
+
+def _check_data(data: DataSection) -> None:
     if data.micro_rows is not None and data.rows_per_step % data.micro_rows:
         raise MifyError(
             f"data.rows_per_step = {data.rows_per_step} is no multiple of data.micro_rows = {data.micro_rows}",
@@ -57,6 +74,10 @@ def check(config: TrainConfig) -> None:
                 f"data.skip holds {identity!r}, which is no document's id",
                 "give ids as metrics.jsonl lists them under documents: 16 hexadecimal digits",
             )
+
+
+def _check_parallel(config: TrainConfig) -> None:
+    parallel = config.parallel
     if parallel.fixed_order and parallel.precision != "fp32":
         raise MifyError("parallel.fixed_order needs parallel.precision = fp32", "set one of the two")
     if parallel.fp8 and config.fp8.recipe == "delayed" and parallel.compile:
@@ -74,16 +95,6 @@ def check(config: TrainConfig) -> None:
                 "delayed scaling does not allow",
                 "use --fp8.recipe=block or current, --fp8.backend=torch, or no activation checkpointing",
             )
-    if config.lora.rank is not None and parallel.fp8:
-        raise MifyError("lora does not go with fp8: its layers are plain", "use --parallel.precision=bf16 or fp32")
-    if config.lora.adapter is not None and config.lora.rank is None:
-        raise MifyError("lora.adapter is set and lora.rank is not", "set --lora.rank to the adapter's")
-    if config.objective in ("dpo", "grpo"):
-        _check_preference(config)
-    if config.init.weights and config.init.state:
-        raise MifyError("init.weights and init.state are both set", 'set one of them to "none"')
-    if "/" in config.name or not config.name.strip(". "):
-        raise MifyError(f"name = {config.name!r} is no folder name", "choose a plain name; folder= says where it lies")
 
 
 def _check_preference(config: TrainConfig) -> None:
@@ -92,8 +103,6 @@ def _check_preference(config: TrainConfig) -> None:
             f"{config.objective} starts from a model and is held to it",
             "set --init.weights=RUN, to a model that can answer",
         )
-    if config.data.fim.rate:
-        raise MifyError(f"{config.objective} has no fill-in-the-middle", "set --data.fim.rate=0")
     if config.optimizer.z_loss:
         raise MifyError(f"{config.objective} has no z-loss", "set --optimizer.z_loss=0")
     mixed = next((name for name, source in config.data.sources.items() if source.parts is not None), None)
