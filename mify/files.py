@@ -114,6 +114,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise MifyError(f"{path} is not valid JSON ({error})", "it is damaged: delete it and write it again") from None
 
 
+def text_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a UTF-8 file that end with a line feed, and what follows the last.
+
+    `str.splitlines` also cuts at U+0085, U+2028 and others, which JSON writes as they are.
+    """
+    lines = Path(path).read_bytes().decode("utf-8").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as file:

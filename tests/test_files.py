@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from mify import MifyError
-from mify.files import atomic_file, atomic_folder, make_folder, read_json, remove_leftovers, sha256_file, write_json
+from mify.files import (
+    atomic_file,
+    atomic_folder,
+    make_folder,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    text_lines,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -98,6 +108,18 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "keep.tmp").write_text("")
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["keep.tmp"]
+
+
+def test_a_line_ends_with_a_line_feed_alone(tmp_path: Path) -> None:
+    """JSON leaves U+2028 and others as they are, where `str.splitlines` cuts."""
+    path = tmp_path / "lines.jsonl"
+    texts = ["a\u2028b", "c\x85d", "e\x1cf"]
+    path.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+    assert [json.loads(line) for line in text_lines(path)] == texts
+    path.write_text("a\n\nb")
+    assert text_lines(path) == ["a", "", "b"]
+    path.write_text("")
+    assert text_lines(path) == []
 
 
 def test_sha256_of_a_file(tmp_path: Path) -> None:

@@ -104,8 +104,15 @@ def run_grpo_study(
 
 
 def _data(folder: Path, seed: int, held_out: int) -> Path:
-    """sft.jsonl, tasks.jsonl, held_out.jsonl and the tokenizer, made once."""
+    """sft.jsonl, tasks.jsonl, held_out.jsonl and the tokenizer, made once.
+
+    Raises:
+        MifyError: those that are there were made for another number of held-out specs.
+    """
     if (folder / "tokenizer").is_dir():
+        there = len(read_tasks(folder / "held_out.jsonl"))
+        if there != held_out:
+            raise MifyError(f"{folder} holds {there} held-out specs, not {held_out}", "give the study another folder")
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     answered = draw_specs(WARM_SPECS, seed=seed, held_out=False, lengths=LENGTHS)
@@ -162,7 +169,10 @@ def _measured(config: TrainConfig, data: Path, samples: int, seed: int, say: Say
 
     stored = config.run_folder / "solved.json"
     name = f"{data.name} {config.name}"
-    if stored.is_file() and (known := read_json(stored))["hash"] == config.hash and known["steps"] == config.steps:
+    # The start is told by its steps: another warm start makes other arms.
+    start = read_json(data / "warm" / "solved.json")["identity"]["hash"] if config.name != "warm" else ""
+    identity = {"hash": config.hash, "steps": config.steps, "samples": samples, "start": start}
+    if stored.is_file() and (known := read_json(stored)).get("identity") == identity:
         return known["found"]
 
     def progress(step: int, steps: int, record: dict[str, Any]) -> None:
@@ -186,7 +196,7 @@ def _measured(config: TrainConfig, data: Path, samples: int, seed: int, say: Say
     say(f"{name}: held-out specs solved, greedily {greedy:.1%}, sampled {sampled:.1%}")
     write_json(
         stored,
-        {"format": "mify-grpo-arm", "version": 1, "hash": config.hash, "steps": config.steps, "found": found},
+        {"format": "mify-grpo-arm", "version": 2, "identity": identity, "found": found},
     )
     return found
 

@@ -41,11 +41,8 @@ class MetricsLog:
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`; a torn last line (the process was killed in it) is left out."""
-    records = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            records.append(json.loads(line))
-    return records
+    whole, _, _ = Path(path).read_bytes().rpartition(b"\n")
+    return [json.loads(line) for line in whole.split(b"\n")] if whole else []
 
 
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

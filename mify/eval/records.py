@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mify.errors import MifyError
-from mify.files import atomic_file
+from mify.files import atomic_file, text_lines
 
 VERSION = 1
 
@@ -109,7 +109,7 @@ def read_records(path: str | os.PathLike[str], format: str) -> list[dict[str, An
     """
     path = Path(path)
     try:
-        header, *records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        header, *records = [json.loads(line) for line in text_lines(path)]
     except FileNotFoundError:
         raise MifyError(f"{path} does not exist", "run the evaluation that writes it") from None
     except (json.JSONDecodeError, UnicodeDecodeError, ValueError):

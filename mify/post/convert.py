@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import mify
 from mify.errors import MifyError
-from mify.files import atomic_file, read_json, sha256_file, write_json
+from mify.files import atomic_file, read_json, sha256_file, text_lines, write_json
 from mify.post import convert_functions, convert_tags, convert_text
 from mify.post.chat import BadConversation, Conversation, check
 from mify.post.functions import check_functions
@@ -293,7 +293,7 @@ def _bfcl_answers(file: Path) -> dict[Any, Any]:
     answers = file.parent / "possible_answer" / file.name
     if not file.name.startswith("BFCL_") or not answers.is_file():
         return {}
-    rows = (json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines() if line.strip())
+    rows = (json.loads(line) for line in text_lines(answers) if line.strip())
     return {row["id"]: row["ground_truth"] for row in rows}
 
 

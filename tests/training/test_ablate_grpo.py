@@ -39,6 +39,15 @@ def test_unknown_arms_are_named(tmp_path: Path) -> None:
         run_grpo_study(tmp_path, seeds=[1], arms=["ppo"], say=print)
 
 
+def test_data_of_another_size_are_not_taken_for_these(tmp_path: Path) -> None:
+    from mify.training import ablate_grpo
+
+    folder = ablate_grpo._data(tmp_path / "seed-1", 1, 10)
+    assert ablate_grpo._data(folder, 1, 10) == folder
+    with pytest.raises(MifyError, match="holds 10 held-out specs, not 12"):
+        ablate_grpo._data(folder, 1, 12)
+
+
 @pytest.mark.slow
 def test_grpo_lifts_the_pass_rate_and_shuffled_rewards_do_not(tmp_path: Path) -> None:
     """One seed of `mify ablate grpo`: each run within 15 minutes on a CPU."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mify.cli.demo.pipeline import Report, Stage
-from mify.files import atomic_file
+from mify.files import atomic_file, text_lines
 
 if TYPE_CHECKING:
     from mify.model import Model
@@ -110,7 +110,7 @@ def dpo(config: PostConfig, folder: Path, report: Report) -> dict[str, Any]:
     from mify.loading import load
 
     data, pairs = folder / "post" / "data", folder / "post" / "pairs"
-    lines = [json.loads(line) for line in (data / "functions.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in text_lines(data / "functions.jsonl")]
     if not (pairs / "pairs.jsonl").exists():
         report("writing answers", 0, 1)
         model = load(folder / "post" / "demo-sft")
@@ -264,7 +264,7 @@ def _curve(run: Path, name: str) -> list[tuple[int, float]]:
 
 def _held_out(folder: Path) -> list[dict[str, Any]]:
     path = folder / "post" / "data" / "held_out_functions.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in text_lines(path)]
 
 
 def _chosen(found: list[Any], count: int) -> list[Any]:

@@ -13,6 +13,7 @@ from mify.cli.demo.charts import FunnelStep
 from mify.cli.demo.pipeline import Stamp
 from mify.cli.demo.report import Infill, Post, ReportData
 from mify.cli.demo.stages import DOMAINS, TARGET, DemoConfig
+from mify.files import text_lines
 
 SHOWN_CHARACTERS = 420  # of the text on each side of an infilled line
 
@@ -174,7 +175,7 @@ def _samples(folder: Path, infilling: Mapping[str, Any], number: int = 2) -> lis
     documents = list(read_documents(folder / "corpus" / "held_out.parquet"))
     paths = {document.id[:16]: f"{document.repo}: {document.path}" for document in documents}
     items = {item.id: item.fields for item in held_out_lines(documents, lines=infilling["items"]).items}
-    lines = (folder / "evaluation" / "infilling.verdicts.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = text_lines(folder / "evaluation" / "infilling.verdicts.jsonl")
     verdicts = {record["id"]: record for record in map(json.loads, lines[1:])}  # the first line is the header
     exact = [name for name in items if verdicts[name]["status"] == "passed"]
     wrong = [name for name in items if verdicts[name]["status"] != "passed" and verdicts[name].get("answer")]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mify.errors import MifyError
+from mify.files import text_lines
 from mify.post.synth.samples import FORMAT, Rejected, Sample, digest
 
 
@@ -17,7 +18,7 @@ def read_foreign(path: Path) -> tuple[list[Sample], list[Rejected]]:
         MifyError: the file cannot be read, or holds no line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = text_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise MifyError(f"{path} cannot be read ({error})", "give a file of JSON lines") from None
     kept: list[Sample] = []

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from mify.errors import MifyError
 from mify.eval.refusals import refuses
+from mify.files import text_lines
 from mify.post.safety import categories
 from mify.post.synth.client import Request
 from mify.post.synth.prompts import filled
@@ -98,7 +99,7 @@ class SafeAnswers(Stage):
 
 def _read(path: Path) -> tuple[list[Sample], list[Rejected]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = text_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise MifyError(f"{path} cannot be read ({error})", "give JSON lines with prompt and category") from None
     found, rejected = [], []

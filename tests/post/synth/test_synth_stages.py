@@ -311,6 +311,8 @@ def test_read_counts_what_is_no_sample(tmp_path: Path) -> None:
     assert [sample.id for sample in outcome.kept[:2]] == ["a", "a"]  # the run names the second
     assert len(outcome.kept[2].id) == 64
     assert [item.reason for item in outcome.rejected] == ["no sample"] * 4 + ["no JSON"]
+    path.write_text(json.dumps({"id": "d", "problem": "p\u2028q", "answer": "r"}, ensure_ascii=False) + "\r\n")
+    assert [sample.problem for sample in apply(Read(str(path)), [], tmp_path).kept] == ["p\u2028q"]
     path.write_text("\n")
     with pytest.raises(MifyError, match="holds no line"):
         apply(Read(str(path)), [], tmp_path)
