@@ -38,7 +38,7 @@ CASES: dict[str, str] = {
     },
     "tiny-ragged": "mify-tiny: 96 requests of 8 to 128 new tokens, 32 at a time, against transformers in fixed batches",
     "tiny-latency": "mify-tiny: time to the first token of a prompt of 256, and from token to token",
-    "smollm2-lookup": "SmolLM2-135M rewriting code: guesses looked up in the prompt, against none",
+    "smollm2-lookup": "SmolLM2-135M rewriting code: guesses looked up in the prompt, against none and transformers'",
     "2.5b-b1": "mify-2.5b, batch 1: the share of the memory's bandwidth, and latency",
     **{
         name: f"mify-2.5b, prompts of {prompt} and {new} new tokens: tokens a second at batch 1 to 512"
@@ -203,6 +203,7 @@ def _latency(bench: Bench, case: str) -> None:
 
 
 def _lookup(bench: Bench, case: str) -> None:
+    from mify.bench import decode_rivals as rivals
     from mify.bench.timing import time_cpu
     from mify.chat import chat_ids
     from mify.export.weights import conventions_of
@@ -227,12 +228,17 @@ def _lookup(bench: Bench, case: str) -> None:
     plain, guessed = told(0)[0], told(8)[0]
     differ = float(sum(a != b for a, b in zip(plain, guessed, strict=True)))
     bench.add(case, "tokens that differ without guesses", "tokens", {"mify": differ})
-    times = time_cpu(
-        {"mify": lambda: told(8), "no guesses": lambda: told(0)},
-        rounds=1 if bench.options.quick else min(3, bench.options.rounds), warmup=0,
-    )  # fmt: skip
+    work: dict[str, Callable[[], object]] = {"mify": lambda: told(8), "no guesses": lambda: told(0)}
+    if rivals.installed("transformers"):
+        theirs = rivals.Transformers(model)
+        work["transformers' lookup"] = lambda: theirs([ids], new, guesses=8)
+    times = time_cpu(work, rounds=1 if bench.options.quick else min(3, bench.options.rounds), warmup=0)
     rates = {impl: new / timing.best for impl, timing in times.items()}
-    bench.add(case, "output rate", "tok/s", rates, f"{len(ids)} tokens in, {new} out, batch 1, fp32, CPU time")
+    note = f"{len(ids)} tokens in, {new} out, batch 1, fp32, CPU time"
+    bench.add(case, "output rate", "tok/s", {impl: rates[impl] for impl in ("mify", "no guesses")}, note)
+    if len(rates) > 2:
+        del rates["no guesses"]
+        bench.add(case, "output rate, over transformers' lookup", "tok/s", rates, note)
 
 
 # ---- on a GPU

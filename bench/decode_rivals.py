@@ -33,7 +33,8 @@ class Transformers:
         self._model.config.use_cache = True
         self._model.generation_config.use_cache = True
 
-    def __call__(self, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
+    def __call__(self, prompts: Sequence[Sequence[int]], new: int, guesses: int | None = None) -> list[list[int]]:
+        """The new tokens. guesses: of its own prompt lookup, which takes one prompt."""
         import torch
 
         longest = max(map(len, prompts))
@@ -41,8 +42,9 @@ class Transformers:
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         out = self._model.generate(
-            ids, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0
-        )
+            ids, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0,
+            prompt_lookup_num_tokens=guesses,
+        )  # fmt: skip
         answers: list[list[int]] = out[:, longest:].tolist()
         return answers
 
