@@ -220,7 +220,8 @@ def _lookup(bench: Bench, case: str) -> None:
     ids = chat_ids(
         model.require_tokenizer(), template, [{"role": "user", "content": f"Repeat this code:\n```python\n{code}```"}]
     )
-    new = 16 if bench.options.quick else 96
+    # To the answer's own end: behind it the model speaks of other things, and nothing is rewritten.
+    new = 16 if bench.options.quick else len(generate(model, [ids], max_new_tokens=96)[0])
 
     def told(guesses: int) -> list[list[int]]:
         return generate(model, [ids], max_new_tokens=new, stop_ids=(), guesses=guesses)
