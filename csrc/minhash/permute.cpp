@@ -14,18 +14,13 @@ namespace {
 
 constexpr uint64_t kMersenne61 = (uint64_t{1} << 61) - 1;
 
-void premix32(const uint64_t* hashes, size_t count, bool fold, uint32_t* out) {
+void affine32(const uint64_t* hashes, size_t count, bool fold, const uint32_t* a, const uint32_t* b, size_t num_perm,
+              uint32_t* mixed, uint32_t* minima) {
   for (size_t i = 0; i < count; ++i) {
     const uint64_t h = hashes[i];
-    out[i] = fmix32(static_cast<uint32_t>(fold ? h ^ h >> 32 : h));
-  }
-}
-
-void affine32(const uint32_t* x, size_t count, const uint32_t* a, const uint32_t* b, size_t num_perm,
-              uint32_t* minima) {
-  for (size_t i = 0; i < count; ++i) {
+    mixed[i] = fmix32(static_cast<uint32_t>(fold ? h ^ h >> 32 : h));
     for (size_t j = 0; j < num_perm; ++j) {
-      const uint32_t value = a[j] * x[i] + b[j];
+      const uint32_t value = a[j] * mixed[i] + b[j];
       if (value < minima[j]) minima[j] = value;
     }
   }
@@ -50,7 +45,7 @@ void legacy(const uint32_t* x, size_t count, const uint64_t* a, const uint64_t* 
   }
 }
 
-constexpr PermuteKernels kScalar = {"scalar", premix32, affine32, affine64, legacy};
+constexpr PermuteKernels kScalar = {"scalar", affine32, affine64, legacy};
 
 }  // namespace
 

@@ -16,11 +16,11 @@ inline constexpr size_t kPermGroup = 32;
 
 struct PermuteKernels {
   const char* name;
-  // out[i] = fmix32(low 32 bits of hashes[i]); with `fold`, of the exclusive or of its two halves.
-  void (*premix32)(const uint64_t* hashes, size_t count, bool fold, uint32_t* out);
   // num_perm is a multiple of kPermGroup in all three.
-  void (*affine32)(const uint32_t* x, size_t count, const uint32_t* a, const uint32_t* b, size_t num_perm,
-                   uint32_t* minima);
+  // The hash here is the low 32 bits of hashes[i], with `fold` the exclusive or of its two halves; mixed[i] becomes
+  // its fmix32.
+  void (*affine32)(const uint64_t* hashes, size_t count, bool fold, const uint32_t* a, const uint32_t* b,
+                   size_t num_perm, uint32_t* mixed, uint32_t* minima);
   void (*affine64)(const uint64_t* x, size_t count, const uint64_t* a, const uint64_t* b, size_t num_perm,
                    uint64_t* minima);
   void (*legacy)(const uint32_t* x, size_t count, const uint64_t* a, const uint64_t* b, size_t num_perm,

@@ -26,8 +26,9 @@ void premix32(const uint64_t* hashes, size_t count, bool fold, uint32_t* out) {
 }
 
 // Four vectors of multipliers, offsets and minima stay in registers while all shingles pass.
-void affine32(const uint32_t* x, size_t count, const uint32_t* a, const uint32_t* b, size_t num_perm,
-              uint32_t* minima) {
+void affine32(const uint64_t* hashes, size_t count, bool fold, const uint32_t* a, const uint32_t* b, size_t num_perm,
+              uint32_t* mixed, uint32_t* minima) {
+  premix32(hashes, count, fold, mixed);
   for (size_t j = 0; j < num_perm; j += kPermGroup) {
     __m256i va[4], vb[4], vm[4];
     for (int v = 0; v < 4; ++v) {
@@ -36,7 +37,7 @@ void affine32(const uint32_t* x, size_t count, const uint32_t* a, const uint32_t
       vm[v] = load(minima + j + 8 * v);
     }
     for (size_t i = 0; i < count; ++i) {
-      const __m256i vx = _mm256_set1_epi32(static_cast<int>(x[i]));
+      const __m256i vx = _mm256_set1_epi32(static_cast<int>(mixed[i]));
       for (int v = 0; v < 4; ++v) {
         vm[v] = _mm256_min_epu32(vm[v], _mm256_add_epi32(_mm256_mullo_epi32(va[v], vx), vb[v]));
       }
@@ -108,6 +109,6 @@ void legacy(const uint32_t* x, size_t count, const uint64_t* a, const uint64_t* 
 }  // namespace
 
 extern const PermuteKernels kPermuteAvx2;
-const PermuteKernels kPermuteAvx2 = {"avx2", premix32, affine32, affine64, legacy};
+const PermuteKernels kPermuteAvx2 = {"avx2", affine32, affine64, legacy};
 
 }  // namespace mify

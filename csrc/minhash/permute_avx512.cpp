@@ -10,40 +10,59 @@
 namespace mify {
 namespace {
 
-void premix32(const uint64_t* hashes, size_t count, bool fold, uint32_t* out) {
-  for (size_t i = 0; i < count; ++i) {
-    const uint64_t h = hashes[i];
-    uint32_t x = static_cast<uint32_t>(h ^ (fold ? h >> 32 : 0));
-    x ^= x >> 16;
-    x *= 0x85EBCA6Bu;
-    x ^= x >> 13;
-    x *= 0xC2B2AE35u;
-    out[i] = x ^ x >> 16;
-  }
+uint32_t mix(uint64_t hash, bool fold) {
+  uint32_t x = static_cast<uint32_t>(hash ^ (fold ? hash >> 32 : 0));
+  x ^= x >> 16;
+  x *= 0x85EBCA6Bu;
+  x ^= x >> 13;
+  x *= 0xC2B2AE35u;
+  return x ^ x >> 16;
 }
 
-template <int kVectors>
-void affine32_group(const uint32_t* x, size_t count, const uint32_t* a, const uint32_t* b, uint32_t* minima) {
+// The first group mixes the hashes on its way, `kAhead` of them before they are needed. The loop is bound by the two
+// ports for 512-bit vectors: 32 of their operations for 128 permutations (a vpmulld is two), 16 cycles, 5.5 ns at
+// 2.9 GHz. Mixing in scalar registers, and broadcasting from memory, leaves both ports alone.
+constexpr size_t kAhead = 8;
+
+template <int kVectors, bool kMix>
+void affine32_group(const uint64_t* hashes, size_t count, bool fold, const uint32_t* a, const uint32_t* b,
+                    uint32_t* mixed, uint32_t* minima) {
   __m512i va[kVectors], vb[kVectors], vm[kVectors];
+#pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) {
     va[v] = _mm512_loadu_si512(a + 16 * v);
     vb[v] = _mm512_loadu_si512(b + 16 * v);
     vm[v] = _mm512_loadu_si512(minima + 16 * v);
   }
+  if constexpr (kMix) {
+    for (size_t i = 0; i < kAhead && i < count; ++i) mixed[i] = mix(hashes[i], fold);
+  }
   for (size_t i = 0; i < count; ++i) {
-    const __m512i vx = _mm512_set1_epi32(static_cast<int>(x[i]));
+    if constexpr (kMix) {
+      if (i + kAhead < count) mixed[i + kAhead] = mix(hashes[i + kAhead], fold);
+    }
+    const __m512i vx = _mm512_set1_epi32(static_cast<int>(mixed[i]));
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       vm[v] = _mm512_min_epu32(vm[v], _mm512_add_epi32(_mm512_mullo_epi32(va[v], vx), vb[v]));
     }
   }
+#pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) _mm512_storeu_si512(minima + 16 * v, vm[v]);
 }
 
-void affine32(const uint32_t* x, size_t count, const uint32_t* a, const uint32_t* b, size_t num_perm,
-              uint32_t* minima) {
-  size_t j = 0;
-  for (; j + 128 <= num_perm; j += 128) affine32_group<8>(x, count, a + j, b + j, minima + j);
-  for (; j < num_perm; j += kPermGroup) affine32_group<2>(x, count, a + j, b + j, minima + j);
+void affine32(const uint64_t* hashes, size_t count, bool fold, const uint32_t* a, const uint32_t* b, size_t num_perm,
+              uint32_t* mixed, uint32_t* minima) {
+  constexpr size_t kWide = 128;
+  const bool wide = num_perm >= kWide;
+  (wide ? affine32_group<8, true> : affine32_group<2, true>)(hashes, count, fold, a, b, mixed, minima);
+  size_t j = wide ? kWide : kPermGroup;
+  for (; j + kWide <= num_perm; j += kWide) {
+    affine32_group<8, false>(hashes, count, fold, a + j, b + j, mixed, minima + j);
+  }
+  for (; j < num_perm; j += kPermGroup) {
+    affine32_group<2, false>(hashes, count, fold, a + j, b + j, mixed, minima + j);
+  }
 }
 
 void affine64(const uint64_t* x, size_t count, const uint64_t* a, const uint64_t* b, size_t num_perm,
@@ -86,6 +105,6 @@ void legacy(const uint32_t* x, size_t count, const uint64_t* a, const uint64_t* 
 }  // namespace
 
 extern const PermuteKernels kPermuteAvx512;
-const PermuteKernels kPermuteAvx512 = {"avx512", premix32, affine32, affine64, legacy};
+const PermuteKernels kPermuteAvx512 = {"avx512", affine32, affine64, legacy};
 
 }  // namespace mify

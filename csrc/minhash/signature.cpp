@@ -75,8 +75,7 @@ void Signer::add(std::span<const uint64_t> hashes) {
     const uint64_t* const block = hashes.data() + at;
     switch (config_.scheme) {
       case Scheme::kAffine32:
-        kernels.premix32(block, count, fold_, mixed32_.data());
-        kernels.affine32(mixed32_.data(), count, a32_.data(), b32_.data(), padded_, minima32_.data());
+        kernels.affine32(block, count, fold_, a32_.data(), b32_.data(), padded_, mixed32_.data(), minima32_.data());
         break;
       case Scheme::kAffine64:
         for (size_t i = 0; i < count; ++i) mixed64_[i] = fmix64(block[i]);

@@ -1,7 +1,6 @@
 #include "minhash/star.hpp"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cstring>
 #include <map>
@@ -17,11 +16,19 @@ namespace {
 
 // Documents are decided in blocks: in parallel each is compared with those kept before the block, and ahead of time
 // with a few of the block itself; then they are decided one after another.
-constexpr size_t kBlockDocuments = 1024;
-constexpr size_t kGrain = 4;
+constexpr size_t kBlockDocuments = 512;
+constexpr size_t kGrain = 2;
+constexpr size_t kListGrain = 64;
 // Where many copies of one document come together, comparing ahead with more would be for nothing.
 constexpr size_t kAhead = 8;
 constexpr uint64_t kSampledPairs = 1000;
+
+// Members [begin, begin + size), the first `kept` of them overwritten by the documents kept so far. One record, since
+// finding it is a cache miss.
+struct Bucket {
+  uint64_t begin;
+  uint32_t size, kept;
+};
 
 struct Match {
   uint32_t kept;
@@ -39,19 +46,34 @@ struct Findings {
   std::vector<Match> matches;
   std::vector<Compared> ahead;  // with earlier documents of the block, which may yet go
   bool alone = false;           // no earlier document of the block shares a bucket with it
+  bool listed = false;          // it stays, and its buckets list it already
+};
+
+struct Worker {
+  Worker(const ShingleConfig& shingles, size_t documents, unsigned thread)
+      : thread(thread), builder(shingles), comparer(shingles), seen(documents, 0) {}
+
+  const unsigned thread;  // of the team: who it belongs to
+  ShingleSets builder;    // its table is used up in one call
+  ShingleSets comparer;   // holds the document at hand
+  uint32_t loaded = ~uint32_t{0};
+  std::vector<uint32_t> seen;  // seen[k] == d + 1: the pair (d, k) was met
+  uint64_t candidate_pairs = 0;
+  uint64_t verified_pairs = 0;
 };
 
 // The shingle sets of documents, each computed when it is first asked for, by whichever worker asks.
 class LazySets {
  public:
-  LazySets(std::span<const std::string_view> texts, size_t count) : texts_(texts), sets_(count) {}
+  LazySets(std::span<const std::string_view> texts, size_t count) : texts_(texts), sets_(count), locks_(kLocks) {}
 
-  const std::vector<uint64_t>& get(uint32_t document, ShingleSets& builder) {
+  const std::vector<uint64_t>& get(uint32_t document, Worker& worker) {
     Set& set = sets_[document];
     if (!set.ready.load(std::memory_order_acquire)) {
-      const std::lock_guard lock(locks_[document % locks_.size()]);
+      const std::lock_guard lock(locks_[document % kLocks]);
       if (!set.ready.load(std::memory_order_relaxed)) {
-        set.values = builder.unique(texts_[document]);
+        set.values = worker.builder.unique(texts_[document]);
+        set.thread = worker.thread;
         set.ready.store(true, std::memory_order_release);
       }
     }
@@ -59,27 +81,27 @@ class LazySets {
   }
   // Frees a set that no later document will be compared with.
   void drop(uint32_t document) { sets_[document].values = std::vector<uint64_t>(); }
+  // Frees what is left, each thread what it allocated: freeing another's memory waits for the lock of its arena.
+  void drop_all(ThreadTeam& team) {
+    team.run([this](unsigned thread) {
+      for (Set& set : sets_) {
+        if (set.thread == thread) set.values = std::vector<uint64_t>();
+      }
+    });
+  }
 
  private:
+  // So many that two documents rarely share one: a thread that waits for a set sleeps longer than the set takes.
+  static constexpr size_t kLocks = 4096;
+
   struct Set {
     std::vector<uint64_t> values;
     std::atomic<bool> ready{false};
+    unsigned thread = 0;
   };
   std::span<const std::string_view> texts_;
   std::vector<Set> sets_;
-  std::array<std::mutex, 64> locks_;
-};
-
-struct Worker {
-  explicit Worker(const ShingleConfig& shingles, size_t documents)
-      : builder(shingles), comparer(shingles), seen(documents, 0) {}
-
-  ShingleSets builder;   // its table is used up in one call
-  ShingleSets comparer;  // holds the document at hand
-  uint32_t loaded = ~uint32_t{0};
-  std::vector<uint32_t> seen;  // seen[k] == d + 1: the pair (d, k) was met
-  uint64_t candidate_pairs = 0;
-  uint64_t verified_pairs = 0;
+  std::vector<std::mutex> locks_;
 };
 
 class Star {
@@ -87,16 +109,15 @@ class Star {
   Star(std::span<const std::string_view> texts, const ShingleConfig& shingles, const SignatureTable& table,
        Buckets buckets, const StarConfig& config, ThreadTeam& team)
       : table_(table),
-        buckets_(std::move(buckets)),
+        members_(std::move(buckets.members)),
         config_(config),
         team_(team),
-        sets_(texts, config.verify ? table.num_documents : 0),
-        kept_count_(buckets_.size(), 0) {
-    // The last one is that of the serial part.
+        sets_(texts, config.verify ? table.num_documents : 0) {
+    // The last one is that of the serial part, which the team's first thread runs.
     for (unsigned i = 0; i <= team.size(); ++i) {
-      workers_.push_back(std::make_unique<Worker>(shingles, table.num_documents));
+      workers_.push_back(std::make_unique<Worker>(shingles, table.num_documents, i % team.size()));
     }
-    invert();
+    invert(std::move(buckets.offsets));
   }
 
   StarResult run() {
@@ -113,17 +134,23 @@ class Star {
           Findings& found = findings[i];
           found.matches.clear();
           compare_with_earlier(*workers_[worker], first + static_cast<uint32_t>(i), found);
-          // Where copies abound, nearly all of a block match a document kept before it, and comparing them with each
-          // other would be for nothing; with one thread nothing is won by it.
           found.ahead.clear();
-          found.alone = false;
-          if (team_.size() > 1 && found.matches.empty()) {
-            compare_ahead(*workers_[worker], first + static_cast<uint32_t>(i), first, found);
-          }
+          found.alone = found.listed = false;
+          // With one thread nothing is won by it.
+          if (team_.size() > 1) compare_ahead(*workers_[worker], first + static_cast<uint32_t>(i), first, found);
+        }
+      });
+      // Nearly all of a block stay and share no bucket with an earlier document of it. They are the first of the block
+      // in their buckets, so it does not matter in which order they are listed, and no two write to one bucket.
+      team_.for_ranges(end - begin, kListGrain, [&](unsigned, size_t from, size_t to) {
+        for (size_t i = from; i < to; ++i) {
+          Findings& found = findings[i];
+          found.listed = found.alone && found.matches.empty() && list_below_cap(first + static_cast<uint32_t>(i));
         }
       });
       for (uint32_t d = first; d < end; ++d) {
         Findings& found = findings[d - begin];
+        if (found.listed) continue;
         if (!found.alone) compare_within_block(*workers_.back(), d, first, found);
         decide(d, found.matches, clusters, result);
       }
@@ -133,29 +160,25 @@ class Star {
       result.verified_pairs += worker->verified_pairs;
     }
     measure_loss(result);
-    if (config_.verify) {
-      // Thousands of sets are freed faster by all.
-      team_.for_ranges(n, 256, [&](unsigned, size_t from, size_t to) {
-        for (size_t d = from; d < to; ++d) sets_.drop(static_cast<uint32_t>(d));
-      });
-    }
+    sets_.drop_all(team_);
     result.cluster_ids.resize(n);
     for (size_t i = 0; i < n; ++i) result.cluster_ids[i] = static_cast<int64_t>(clusters.find(i));
     return result;
   }
 
  private:
-  // The buckets of each document; from then on a bucket's members are the documents kept so far.
-  void invert() {
+  // The buckets, and those of each document.
+  void invert(std::vector<uint64_t> offsets) {
+    buckets_.reserve(offsets.size() - 1);
     bucket_offsets_.assign(table_.num_documents + 1, 0);
-    for (const uint32_t member : buckets_.members) ++bucket_offsets_[member + 1];
+    for (const uint32_t member : members_) ++bucket_offsets_[member + 1];
     for (size_t i = 1; i < bucket_offsets_.size(); ++i) bucket_offsets_[i] += bucket_offsets_[i - 1];
-    bucket_ids_.resize(buckets_.members.size());
+    bucket_ids_.resize(members_.size());
     std::vector<uint64_t> fill(bucket_offsets_.begin(), bucket_offsets_.end() - 1);
-    for (size_t bucket = 0; bucket < buckets_.size(); ++bucket) {
-      for (uint64_t at = buckets_.offsets[bucket]; at < buckets_.offsets[bucket + 1]; ++at) {
-        bucket_ids_[fill[buckets_.members[at]]++] = static_cast<uint32_t>(bucket);
-      }
+    for (size_t bucket = 0; bucket + 1 < offsets.size(); ++bucket) {
+      const uint64_t begin = offsets[bucket], end = offsets[bucket + 1];
+      buckets_.push_back({begin, static_cast<uint32_t>(end - begin), 0});
+      for (uint64_t at = begin; at < end; ++at) bucket_ids_[fill[members_[at]]++] = static_cast<uint32_t>(bucket);
     }
   }
 
@@ -172,10 +195,10 @@ class Star {
     }
     if (equal < config_.min_matches) return {other, -1, false};
     if (worker.loaded != document) {
-      worker.comparer.load(sets_.get(document, worker.builder));
+      worker.comparer.load(sets_.get(document, worker));
       worker.loaded = document;
     }
-    const double jaccard = worker.comparer.jaccard(sets_.get(other, worker.builder), config_.threshold);
+    const double jaccard = worker.comparer.jaccard(sets_.get(other, worker), config_.threshold);
     return {other, jaccard < config_.threshold ? -1 : jaccard, true};
   }
 
@@ -190,23 +213,27 @@ class Star {
   }
 
   void compare_with_earlier(Worker& worker, uint32_t document, Findings& found) {
-    for (const uint32_t bucket : buckets_of(document)) {
-      const uint32_t* const kept = buckets_.members.data() + buckets_.offsets[bucket];
-      for (uint32_t i = 0; i < kept_count_[bucket]; ++i) {
+    for (const uint32_t id : buckets_of(document)) {
+      const Bucket& bucket = buckets_[id];
+      const uint32_t* const kept = members_.data() + bucket.begin;
+      for (uint32_t i = 0; i < bucket.kept; ++i) {
         if (is_new(worker, document, kept[i])) count(worker, look_at(worker, document, kept[i]), found);
       }
     }
   }
 
-  // Nothing is counted yet.
+  // Nothing is counted yet. Where copies abound, nearly all of a block match a document kept before it, and comparing
+  // them with each other would be for nothing.
   void compare_ahead(Worker& worker, uint32_t document, uint32_t block_begin, Findings& found) {
-    for (const uint32_t bucket : buckets_of(document)) {
+    const size_t most = found.matches.empty() ? kAhead : 0;
+    for (const uint32_t id : buckets_of(document)) {
+      const Bucket& bucket = buckets_[id];
       // Behind the documents kept so far the bucket's members stand as they did, in ascending order.
-      const auto end = buckets_.members.begin() + static_cast<ptrdiff_t>(buckets_.offsets[bucket + 1]);
-      auto at = buckets_.members.begin() + static_cast<ptrdiff_t>(buckets_.offsets[bucket] + kept_count_[bucket]);
-      for (at = std::lower_bound(at, end, block_begin); *at < document; ++at) {
+      const uint32_t* const members = members_.data() + bucket.begin;
+      const uint32_t* at = std::lower_bound(members + bucket.kept, members + bucket.size, block_begin);
+      for (; *at < document; ++at) {
         if (!is_new(worker, document, *at)) continue;
-        if (found.ahead.size() == kAhead) return;
+        if (found.ahead.size() == most) return;
         found.ahead.push_back(look_at(worker, document, *at));
       }
     }
@@ -215,9 +242,10 @@ class Star {
 
   // Counts, of the documents of its block, those that were kept and that a bucket lists.
   void compare_within_block(Worker& worker, uint32_t document, uint32_t block_begin, Findings& found) {
-    for (const uint32_t bucket : buckets_of(document)) {
-      const uint32_t* const kept = buckets_.members.data() + buckets_.offsets[bucket];
-      for (uint32_t i = kept_count_[bucket]; i > 0 && kept[i - 1] >= block_begin; --i) {
+    for (const uint32_t id : buckets_of(document)) {
+      const Bucket& bucket = buckets_[id];
+      const uint32_t* const kept = members_.data() + bucket.begin;
+      for (uint32_t i = bucket.kept; i > 0 && kept[i - 1] >= block_begin; --i) {
         if (!is_new(worker, document, kept[i - 1])) continue;
         const auto known = std::find_if(found.ahead.begin(), found.ahead.end(),
                                         [other = kept[i - 1]](const Compared& pair) { return pair.other == other; });
@@ -237,13 +265,27 @@ class Star {
       if (config_.verify) sets_.drop(document);
       return;
     }
-    for (const uint32_t bucket : buckets_of(document)) {
-      if (kept_count_[bucket] < config_.bucket_cap) {
-        buckets_.members[buckets_.offsets[bucket] + kept_count_[bucket]++] = document;
+    if (list_below_cap(document)) return;
+    for (const uint32_t id : buckets_of(document)) {
+      if (buckets_[id].kept < config_.bucket_cap) {
+        list(id, document);
       } else {
-        unlisted_[bucket].push_back(document);
+        unlisted_[id].push_back(document);
       }
     }
+  }
+
+  void list(uint32_t bucket, uint32_t document) {
+    members_[buckets_[bucket].begin + buckets_[bucket].kept++] = document;
+  }
+
+  // Adds a document that stays to its buckets; does nothing and returns false where one of them is full.
+  bool list_below_cap(uint32_t document) {
+    const std::span<const uint32_t> ids = buckets_of(document);
+    const auto full = [this](uint32_t id) { return buckets_[id].kept >= config_.bucket_cap; };
+    if (std::any_of(ids.begin(), ids.end(), full)) return false;
+    for (const uint32_t id : ids) list(id, document);
+    return true;
   }
 
   // The documents that a capped bucket did not list were all kept, so a pair of them at or above the threshold is a
@@ -278,11 +320,11 @@ class Star {
   }
 
   const SignatureTable table_;
-  Buckets buckets_;
+  std::vector<uint32_t> members_;
   const StarConfig config_;
   ThreadTeam& team_;
   LazySets sets_;
-  std::vector<uint32_t> kept_count_;
+  std::vector<Bucket> buckets_;
   std::vector<uint64_t> bucket_offsets_;
   std::vector<uint32_t> bucket_ids_;
   std::map<uint32_t, std::vector<uint32_t>> unlisted_;
