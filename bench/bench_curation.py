@@ -180,7 +180,9 @@ def _kernel(bench: Bench, case: str) -> None:
     # Sets of 800 shingles, the mean of the corpus.
     hashes = np.random.default_rng(bench.options.seed).integers(0, 2**64, 800 * 1000, np.uint64)
     offsets = np.arange(0, len(hashes) + 1, 800, dtype=np.uint64)
-    timing = time_cpu({"mify": lambda: core.signatures_of_hashes(hashes, offsets, config)}, rounds=bench.options.rounds)
+    works: dict[str, Callable[[], object]] = {"mify": lambda: core.signatures_of_hashes(hashes, offsets, config)}
+    # Bound by the ports of the vector unit, which a rented core shares: many short rounds, to meet it at rest.
+    timing = time_cpu(works, rounds=12 * bench.options.rounds)
     note = f"{core.kernel_name()} kernels, sets of 800"
     bench.row(case, "time a shingle", timing["mify"].best / len(hashes) * 1e9, "ns", note=note)
 
