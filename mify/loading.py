@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import warnings
 from pathlib import Path
 
@@ -61,7 +62,10 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
     if path.is_file():
         return _open_file(path)
     if not path.is_dir():
-        raise MifyError(f"{path} does not exist", "give a Hugging Face folder, a GGUF file, a run or a checkpoint")
+        remedy = "give a Hugging Face folder, a GGUF file, a run or a checkpoint"
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+            remedy += "; a name on a hub is downloaded first (hf download), nothing is fetched here"
+        raise MifyError(f"{path} does not exist", remedy)
     if (path / "dcp").is_dir() or (path / "manifest.json").exists():
         return CheckpointWeights(path)
     if (path / "checkpoints").is_dir() or (path / "latest").exists():

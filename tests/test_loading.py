@@ -195,6 +195,8 @@ def test_a_run_whose_weights_are_in_bfloat16_stays_so(tmp_path: Path) -> None:
 def test_what_is_no_model_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(MifyError, match="nowhere does not exist"):
         load(tmp_path / "nowhere")
+    with pytest.raises(MifyError, match="a name on a hub is downloaded first"):
+        load("some-org/Some-Model-1.5B")
     with pytest.raises(MifyError, match="holds no model"):
         load(tmp_path)
     (tmp_path / "weights.gguf").write_bytes(b"GGUF")
