@@ -40,10 +40,7 @@ def model_shape(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Mode
                 f"init.weights: {error.problem}", f"{error.remedy}; or train the model to start from first"
             ) from None
     else:
-        changed = {key: value for key, value in vars(config.model).items() if key != "preset" and value is not None}
-        if tokenizer is not None and "vocab_size" not in changed:
-            changed["vocab_size"] = max(tokenizer.vocab_size, model_config(config.model.preset).vocab_size)
-        shape = model_config(config.model.preset, **changed, context=config.data.context)
+        shape = _preset_shape(config, tokenizer)
     if config.data.context > shape.context:
         raise MifyError(
             f"data.context = {config.data.context} passes the {shape.context} tokens of {config.init.weights}",
@@ -59,12 +56,16 @@ def model_shape(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Mode
 
 def planned_shape(config: TrainConfig) -> ModelConfig:
     """As `model_shape`, for a plan: weights that are not there yet are taken to be of the preset."""
-    there = config.init.weights is not None and Path(config.init.weights).exists()
-    if config.init.weights and not there:
-        import dataclasses
-
-        config = dataclasses.replace(config, init=dataclasses.replace(config.init, weights=None))
+    if config.init.weights and not Path(config.init.weights).exists():
+        return _preset_shape(config)
     return model_shape(config)
+
+
+def _preset_shape(config: TrainConfig, tokenizer: Tokenizer | None = None) -> ModelConfig:
+    changed = {key: value for key, value in vars(config.model).items() if key != "preset" and value is not None}
+    if tokenizer is not None and "vocab_size" not in changed:
+        changed["vocab_size"] = max(tokenizer.vocab_size, model_config(config.model.preset).vocab_size)
+    return model_config(config.model.preset, **changed, context=config.data.context)
 
 
 def make_model(

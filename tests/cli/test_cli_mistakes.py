@@ -18,7 +18,7 @@ from mify.export.hf import export_hf
 from mify.loading import load
 from mify.model import Model
 from mify.tokenizer import train_tokenizer
-from mify.training.config import load_recipe
+from mify.training.config import load_recipe, recipe_names
 from mify.training.trainer import train
 
 
@@ -129,6 +129,12 @@ def test_weights_to_start_from_that_are_not_there_are_named_by_their_key(
 ) -> None:
     with pytest.raises(MifyError, match=r"init\.weights: .*absent does not exist"):
         train(load_recipe(*split(recipe(tmp_path / "absent", chat, tmp_path, f"--data.tokenizer={model}"))))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_can_be_planned_before_its_weights_are_there(name: str) -> None:
+    shown = mify("train", name, "--dry-run")
+    assert shown.exit_code == 0, shown.output
 
 
 def test_a_start_that_failed_claims_no_folder(model: Path, chat: Path, tmp_path: Path) -> None:
