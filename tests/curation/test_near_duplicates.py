@@ -80,15 +80,17 @@ def test_small_texts_of_any_kind(texts: list[str], random_: random.Random) -> No
     assert found.cluster_ids.tolist() == clusters
 
 
-@pytest.mark.parametrize("verify", [True, False])
-def test_neither_input_order_nor_threads_matter(verify: bool) -> None:
+@pytest.mark.parametrize(("verify", "cap"), [(True, 1024), (False, 1024), (True, 2)])
+def test_neither_input_order_nor_threads_matter(verify: bool, cap: int) -> None:
     ids, texts = corpus(300, 1500, seed=3, words=60)
     texts += [texts[0]] * 40
     ids += [f"x{i:02}" for i in range(40)]
-    first = near_duplicates(ids, texts, verify=verify)
+    first = near_duplicates(ids, texts, verify=verify, bucket_cap=cap)
+    assert (first.report["capped_buckets"] > 0) == (cap == 2)
     order = list(range(len(ids)))
     random.Random(4).shuffle(order)
-    again = near_duplicates([ids[i] for i in order], [texts[i] for i in order], verify=verify, threads=3)
+    shuffled = [ids[i] for i in order], [texts[i] for i in order]
+    again = near_duplicates(*shuffled, verify=verify, bucket_cap=cap, threads=3)
     assert sorted((order[i], order[kept], similarity) for i, kept, similarity in again.removed) == first.removed
     assert again.report == first.report
     assert {order[i]: order[c] for i, c in enumerate(again.cluster_ids)} == dict(enumerate(first.cluster_ids.tolist()))
