@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -138,10 +139,15 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+# As `tempfile` names what atomic_file and atomic_folder ask it for, and `curation.locations` what it publishes.
+_LEFTOVER = re.compile(r"\..+\.([a-z0-9_]{8}|published)\.(tmp|old)")
+
+
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Deletes the temporary files and folders that a killed process left in `folder`."""
-    for leftover in [*Path(folder).glob(".*.tmp"), *Path(folder).glob(".*.old")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    """Deletes the temporary files and folders that a killed process left in `folder`; others' keep their places."""
+    for leftover in Path(folder).glob(".*.*"):
+        if _LEFTOVER.fullmatch(leftover.name):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 @contextmanager

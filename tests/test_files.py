@@ -103,11 +103,16 @@ def test_json_round_trip_and_damage(tmp_path: Path) -> None:
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / ".x.123.tmp").write_text("")
-    (tmp_path / ".y.123.old").mkdir()
-    (tmp_path / "keep.tmp").write_text("")
+    with pytest.raises(RuntimeError), atomic_file(tmp_path / "x") as temporary:
+        (tmp_path / "killed").write_text(temporary.name)
+        raise RuntimeError
+    (tmp_path / (tmp_path / "killed").read_text()).write_text("")
+    (tmp_path / ".y.a_3c5e7g.old").mkdir()
+    theirs = {"keep.tmp", ".notes.tmp", ".vimrc.old", ".x.123.tmp", "killed"}
+    for name in theirs:
+        (tmp_path / name).touch()
     remove_leftovers(tmp_path)
-    assert os.listdir(tmp_path) == ["keep.tmp"]
+    assert set(os.listdir(tmp_path)) == theirs
 
 
 def test_a_line_ends_with_a_line_feed_alone(tmp_path: Path) -> None:

@@ -190,6 +190,9 @@ def curate(
     if result.folder is not None:
         for name in (output.names("documents")[0], "report.html"):
             console.print(f"[bold]{join(result.folder, name)}[/]", highlight=False, soft_wrap=True)
+        if not result.data["totals"]["kept"]["documents"]:  # what comes next must not take this for data
+            typer.echo("mify: no document was kept; the report says why", err=True)
+            raise typer.Exit(1)
 
 
 @contextmanager

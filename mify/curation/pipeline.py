@@ -137,6 +137,11 @@ def curate(
         MifyError: a value out of range, a foreign folder, no documents, a source that lost too much, a full disk,
             a changed configuration or input on resume.
     """
+    if isinstance(documents, (str, os.PathLike)):
+        raise MifyError(
+            f"curate takes documents, not the path {os.fspath(documents)}",
+            "give an iterable of Document, or the files in it: FileInputs(list_pieces([located(path)]))",
+        )
     check_ranges(config)
     require("syntax.tree_sitter", config.syntax.tree_sitter, syntax.modules(config.syntax))
     require("personal_data.detect_secrets", config.personal_data.detect_secrets, ("detect_secrets",))

@@ -27,7 +27,7 @@ class SamplingParams:
         top_p: only the likeliest tokens that together reach this probability, of what `top_k` left; 1 is all.
         min_p: only tokens at least this share as likely as the likeliest; 0 is all.
         seed: of the draws, 0 to 2^64 - 1.
-        stop: texts that end the request; the token that completes one is still returned.
+        stop: texts that end the request, or one of them; the token that completes one is still returned.
         stop_ids: tokens that end it and are not returned; None is those that the model's file names, else the
             vocabulary's ends of text and of a chat turn.
         keep_stop_id: return the token that ended it as well.
@@ -41,12 +41,14 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
-    stop: Sequence[str] = ()
+    stop: Sequence[str] | str = ()
     stop_ids: Sequence[int] | None = None
     keep_stop_id: bool = False
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
         if self.max_new_tokens < 0:
             raise MifyError(f"max_new_tokens is {self.max_new_tokens}", "give 0 or more")
         if not 0 <= self.temperature < float("inf"):
@@ -71,6 +73,10 @@ class Request:
 
     ids: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ids, str):
+            raise MifyError("a request holds token ids, not a text", "encode it: model.tokenizer.encode(text)")
 
 
 TopLogprobs = tuple[tuple[int, float], ...]

@@ -141,6 +141,18 @@ def test_a_dry_run_writes_nothing(project: Path, tmp_path: Path) -> None:
     assert "without --dry-run the guard stops here: the source project loses" in " ".join(output.split())
 
 
+def test_a_corpus_of_which_nothing_is_kept_ends_in_code_1(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.py").write_text("x\n")
+    (tmp_path / "rules.toml").write_text(CONFIG)
+    arguments = ("curate", tmp_path / "in", "--config", tmp_path / "rules.toml", "--workers", 1)
+    code, output = mify(*arguments, "--out", tmp_path / "out")
+    assert code == 1
+    assert "no document was kept" in output
+    assert load_report(tmp_path / "out")["totals"]["kept"]["documents"] == 0
+    assert mify(*arguments, "--dry-run")[0] == 0
+
+
 def test_the_printed_configuration_is_one(tmp_path: Path) -> None:
     code, output = mify("curate", "--print-config")
     assert code == 0

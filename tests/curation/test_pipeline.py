@@ -326,7 +326,7 @@ def test_leftovers_of_a_killed_run_are_no_obstacle(tmp_path: Path) -> None:
     curate(documents, tmp_path / "a", config(), held_out=held)
     folder = tmp_path / "b"
     folder.mkdir()
-    (folder / ".documents.parquet.x1y2.tmp").write_bytes(b"half")
+    (folder / ".documents.parquet.x1y2_z34.tmp").write_bytes(b"half")
     (folder / "documents.parquet").write_bytes(b"of another run")
     curate(documents, folder, config(), held_out=held)
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in (tmp_path / "a").iterdir())
@@ -358,6 +358,8 @@ def test_a_run_without_held_out_removes_the_old_split(tmp_path: Path) -> None:
 def test_no_documents_is_an_error_and_all_rejected_is_not(tmp_path: Path) -> None:
     with pytest.raises(MifyError, match="no documents to curate"):
         curate([], tmp_path, config())
+    with pytest.raises(MifyError, match="takes documents, not the path"):
+        curate("corpus", tmp_path, config())  # type: ignore[arg-type]
     report = curate([make("x\n", "a.py")], tmp_path, config()).data
     assert report["totals"]["kept"]["documents"] == 0
     assert list(read_documents(tmp_path / "documents.parquet")) == []

@@ -356,6 +356,12 @@ def test_parameters_that_cannot_be_meant(options: dict[str, Any], words: str) ->
         SamplingParams(**options)
 
 
+def test_one_stop_string_is_not_its_letters_and_a_text_is_no_prompt() -> None:
+    assert SamplingParams(stop="END") == SamplingParams(stop=("END",))
+    with pytest.raises(MifyError, match="token ids, not a text"):
+        Request("def")  # type: ignore[arg-type]
+
+
 def test_requests_that_cannot_be_served_are_refused_before_anything_runs() -> None:
     model = lively()
     engine = Engine(model, kv_tokens=48)
