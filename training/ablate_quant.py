@@ -36,12 +36,20 @@ if TYPE_CHECKING:
     from mify.eval.tasks import Item
     from mify.model import Model
 
-METHODS = ("fp8", "fp8-block", "awq8", "int8", "awq4")
+METHODS = ("fp8", "fp8-weight", "fp8-block", "awq8", "int8", "awq4")
 FORMAT, VERSION = "mify-quantization-study", 2
 TEMPERATURE = 0.2
 """Of several samples: what Chen et al. (arXiv 2107.03374) found best for pass@1."""
 # Bytes a weight of a linear layer, scales included (bf16 scales; groups of 128).
-_WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8-block": 1.0, "int8": 1.0, "awq8": 1 + 2 / 128, "awq4": 0.5 + 2 / 128}
+_WEIGHT_BYTES = {
+    "bf16": 2.0,
+    "fp8": 1.0,
+    "fp8-weight": 1.0,
+    "fp8-block": 1.0,
+    "int8": 1.0,
+    "awq8": 1 + 2 / 128,
+    "awq4": 0.5 + 2 / 128,
+}
 SPEED_ON = "H100"
 
 

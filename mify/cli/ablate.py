@@ -60,7 +60,7 @@ def ablate(
             help="quant: what is quantized, again for more; sft-scale: what is tuned. Default: the demo's run."
         ),
     ] = None,
-    methods: Annotated[str, typer.Option(help="quant: with commas.")] = "fp8,fp8-block,awq8,int8,awq4",
+    methods: Annotated[str, typer.Option(help="quant: with commas.")] = "fp8,fp8-weight,fp8-block,awq8,int8,awq4",
     problems: Annotated[
         int, typer.Option(help="quant: HumanEval problems, the first so many (164 on a GPU); 0: none.", min=0, max=164)
     ] = 10,

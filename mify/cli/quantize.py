@@ -13,7 +13,7 @@ from mify.errors import MifyError
 if TYPE_CHECKING:
     from rich.console import Console
 
-METHODS = ("fp8", "fp8-block", "int8", "awq8", "awq4")
+METHODS = ("fp8", "fp8-weight", "fp8-block", "int8", "awq8", "awq4")
 
 
 def quantize(
@@ -22,7 +22,8 @@ def quantize(
         str,
         typer.Option(
             "--to",
-            help="fp8: E4M3, a scale a row. fp8-block: a scale for 128x128. int8: weights alone. "
+            help="fp8: E4M3, a scale a row, activations too. fp8-weight: weights alone. fp8-block: a scale for "
+            "128x128. int8: weights alone. "
             "awq8, awq4: groups of 128, scaled by activations.",
         ),
     ],

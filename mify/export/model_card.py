@@ -25,6 +25,8 @@ _STORED = {
     "embedding, output matrix and norms in {dtype}.",
     "fp8-block": "FP8 (E4M3): weights with a scale for each 128x128 block, activations by 128 features at run time; "
     "embedding, output matrix and norms in {dtype}.",
+    "fp8-weight": "FP8 (E4M3): weights with a scale per output channel, activations in {dtype}; "
+    "embedding, output matrix and norms in {dtype}.",
     "int8-weight": "INT8: weights with a scale per output channel, activations in {dtype}; "
     "embedding, output matrix and norms in {dtype}.",
     "int8-group": "INT8: weights in groups of {group} columns with a scale each, activations in {dtype}; "

@@ -2,9 +2,9 @@
 
     fp8        E4M3, a scale a row                   awq8   int8-group after activation-aware scaling
     fp8-block  E4M3, a scale for 128×128             awq4   int4 after activation-aware scaling
-    int8       int8 weights alone, a scale a row
+    fp8-weight E4M3 weights alone                    int8   int8 weights alone, a scale a row
 
-With calibration text, fp8, fp8-block and int8 round with error feedback (`feedback`); without, to the nearest.
+With calibration text, those of FP8 and int8 round with error feedback (`feedback`); without, to the nearest.
 
 The folder that is written is one that engines load (`mify.export.quantized`). Memory: the largest tensor and what
 stands for it; awq8 and awq4, and any method that is given calibration text, hold one layer and the calibration tokens'
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "mify-quantization", 1
 REPORT = "quantization.json"
-METHODS = {"fp8": "fp8", "fp8-block": "fp8-block", "int8": "int8-weight", "awq8": "int8-group", "awq4": "int4"}
+METHODS = {
+    "fp8": "fp8", "fp8-weight": "fp8-weight", "fp8-block": "fp8-block", "int8": "int8-weight", "awq8": "int8-group",
+    "awq4": "int4",
+}  # fmt: skip
 """Method → the scheme it stores."""
 CALIBRATED = ("awq8", "awq4")
 

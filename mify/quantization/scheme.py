@@ -3,6 +3,7 @@
 For a weight W (out, in), with scales in `scale_dtype`:
 
     fp8          E4M3, a scale = amax/448 a row; activations E4M3 per token at run time
+    fp8-weight   the same weights; activations as they are
     fp8-block    E4M3, a scale for each 128×128 block; activations E4M3 by 1×128 at run time
     int8         levels -128 to 127, a scale = amax/127 a row; activations int8 per token at run time
     int8-weight  the same weights, packed four to a word; activations as they are
@@ -44,7 +45,7 @@ class _Layout:
 
     @property
     def is_float(self) -> bool:
-        return self.format == "float-quantized"
+        return self.format in ("float-quantized", "naive-quantized")
 
     @property
     def packed(self) -> bool:
@@ -53,6 +54,7 @@ class _Layout:
 
 LAYOUTS = {
     "fp8": _Layout("float-quantized", 8, "channel", "token"),
+    "fp8-weight": _Layout("naive-quantized", 8, "channel", ""),
     "fp8-block": _Layout("float-quantized", 8, "block", "group"),
     "int8": _Layout("int-quantized", 8, "channel", "token"),
     "int8-weight": _Layout("pack-quantized", 8, "channel", ""),
@@ -145,7 +147,7 @@ class Scheme:
 
     def _in_one_pass(self, weight: Tensor) -> bool:
         """Whether `_fp8_rows` encodes this weight."""
-        kind = self.kind == "fp8" and self.scale_dtype == torch.bfloat16
+        kind = self.kind in ("fp8", "fp8-weight") and self.scale_dtype == torch.bfloat16
         return kind and weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float32)
 
     def _fp8_rows(self, weight: Tensor, name: str) -> dict[str, Tensor]:
