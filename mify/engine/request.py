@@ -75,7 +75,8 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
 
     def __post_init__(self) -> None:
-        if isinstance(self.ids, str):
+        given: object = self.ids
+        if isinstance(given, str):
             raise MifyError("a request holds token ids, not a text", "encode it: model.tokenizer.encode(text)")
 
 
