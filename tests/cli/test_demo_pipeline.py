@@ -119,7 +119,7 @@ def test_a_damaged_or_foreign_stamp_is_not_trusted(tmp_path: Path, console: Cons
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path, console: Console) -> None:
-    (tmp_path / ".b.txt.abc.tmp").write_text("half")
+    (tmp_path / ".b.txt.a1b2c3d4.tmp").write_text("half")
     run_stages(Recorder().stages(), tmp_path, console)
     assert not list(tmp_path.glob(".*"))
 
