@@ -10,12 +10,14 @@ target is tuned, and timed again with what won.
                      measured.json in it, where kernels were tuned, is the table to commit as kernels/measured.json.
 
 MIFY_GPU_DRY_RUN=1 goes through all of it on a machine without a GPU: small inputs, nothing tuned, and a summary that
-says so. MIFY_GPU_BUDGET sets the seconds of a call, MIFY_GPU_WORK the work folder.
+says so. MIFY_GPU_BUDGET sets the seconds of a call, MIFY_GPU_WORK the work folder. By default each state of the code,
+and each Python, torch and Triton, has one of its own: what older code did is not taken for done.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import os
 import shutil
@@ -25,7 +27,7 @@ import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import util
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -294,10 +296,33 @@ def _write(out: Path, work: Path, summary: Mapping[str, Any]) -> None:
     temporary.replace(out / "results.tar.gz")
 
 
-def unpack(archive: Path, work: Path) -> None:
-    """Brings back the state of an earlier call from its results.tar.gz, plain files only."""
+def identity() -> str:
+    """Of what is measured: a digest of the checkout's code, the versions it runs with, and whether this is a dry run.
+
+    The measured table is left out: tuning writes it, and goes on.
+    """
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256(repr((sys.version_info[:2], _dry_run())).encode())
+    for name in ("torch", "triton"):
+        digest.update((metadata.version(name) if util.find_spec(name) else "none").encode())
+    for folder in ("csrc", "bindings", "kernels", "mify", "training", "bench"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in _CODE:
+                digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+_CODE = frozenset({".py", ".cpp", ".hpp", ".cu", ".cuh", ".toml", ".sh"})
+
+
+def unpack(archive: Path, work: Path, code: str) -> None:
+    """Brings back the state of an earlier call from its results.tar.gz, plain files only; of other code it is left."""
     work.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as packed:
+        written = packed.extractfile("code") if "code" in packed.getnames() else None
+        if written is None or written.read().decode() != code:
+            print(f"{archive} is of other code or versions: begun anew", flush=True)
+            return
         for member in packed:
             if member.isfile() and Path(member.name).name == member.name and not (work / member.name).exists():
                 source = packed.extractfile(member)
@@ -348,9 +373,12 @@ def main(arguments: Sequence[str]) -> int:
     if not 1 <= len(arguments) <= 2:
         print("usage: bench/gpu.sh OUT [EARLIER-results.tar.gz]", file=sys.stderr)
         return 2
-    work = Path(os.environ.get("MIFY_GPU_WORK", "/tmp/mify-gpu"))
+    code = identity()
+    work = Path(os.environ.get("MIFY_GPU_WORK") or f"/tmp/mify-gpu/{code}")
     if len(arguments) == 2:
-        unpack(Path(arguments[1]), work)
+        unpack(Path(arguments[1]), work, code)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "code").write_text(code, encoding="utf-8")
     # gpu.sh says when it began: what it took to build counts as well.
     spent = max(0.0, time.time() - float(os.environ.get("MIFY_GPU_STARTED", time.time())))
     budget = float(os.environ.get("MIFY_GPU_BUDGET", BUDGET_SECONDS))

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from mify.bench.autopilot import Part, fly, plan, table, unpack
+from mify.bench import autopilot
+from mify.bench.autopilot import Part, fly, identity, plan, table, unpack
 from mify.bench.bench_kernels import CASES
 from mify.bench.rows import Row, write_results
 from mify.bench.suite import SUITES
@@ -73,13 +74,17 @@ def test_it_goes_on_where_it_stopped_also_on_another_machine(tmp_path: Path) -> 
     runs = tmp_path / "runs"
     count = f"open({str(runs)!r}, 'a').write('x')"
     parts = [_python("correctness", count), _python("slow", count, least=50.0)]
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "code").write_text("now")
     first = fly(tmp_path / "a", tmp_path / "work", parts, budget=60)
     assert {name: part["status"] for name, part in first["parts"].items()} == {
         "correctness": "done",
         "slow": "not begun",
     }
     assert not first["complete"]
-    unpack(tmp_path / "a" / "results.tar.gz", tmp_path / "fresh")
+    unpack(tmp_path / "a" / "results.tar.gz", tmp_path / "other", "later")
+    assert list((tmp_path / "other").iterdir()) == []  # what older code did is not done
+    unpack(tmp_path / "a" / "results.tar.gz", tmp_path / "fresh", "now")
     second = fly(tmp_path / "b", tmp_path / "fresh", parts, budget=100)
     assert second["complete"]
     assert runs.read_text() == "xx"
@@ -170,9 +175,27 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
         (tmp_path / "x").write_text("x")
         packed.add(tmp_path / "x", arcname="../escaped")
         packed.add(tmp_path / "x", arcname="kept.json")
-    unpack(archive, tmp_path / "work")
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["kept.json"]
+        packed.add(tmp_path / "x", arcname="code")
+    unpack(archive, tmp_path / "work", "x")
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["code", "kept.json"]
     assert not (tmp_path / "escaped").exists()
+
+
+def test_other_code_is_another_identity(monkeypatch: pytest.MonkeyPatch, checkout: Path, tmp_path: Path) -> None:
+    before = identity()
+    assert identity() == before
+    monkeypatch.setenv("MIFY_GPU_DRY_RUN", "" if os.environ.get("MIFY_GPU_DRY_RUN") else "1")
+    assert identity() != before
+    for folder in ("bench", "kernels"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(autopilot, "__file__", str(tmp_path / "bench" / "autopilot.py"))
+    seen = {identity()}
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("a.cu", "2"), ("b.cu", "2")):
+        (tmp_path / "kernels" / name).write_text(text)
+        seen.add(identity())
+    assert len(seen) == 5
+    (tmp_path / "kernels" / "measured.json").write_text("{}")  # tuning writes it, and goes on
+    assert identity() in seen
 
 
 def test_the_real_plan_begins_with_correctness_and_names_suites_that_exist() -> None:
