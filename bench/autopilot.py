@@ -10,7 +10,7 @@ target is tuned, and timed again with what won.
                      measured.json in it, where kernels were tuned, is the table to commit as kernels/measured.json.
 
 MIFY_GPU_DRY_RUN=1 goes through all of it on a machine without a GPU: small inputs, nothing tuned, and a summary that
-says so. MIFY_GPU_BUDGET sets the seconds of a call, MIFY_GPU_WORK the work folder. By default each state of the code,
+says so. MIFY_GPU_BUDGET sets the seconds of a call, MIFY_GPU_WORK where the work folders lie. Each state of the code,
 and each Python, torch and Triton, has one of its own: what older code did is not taken for done.
 """
 
@@ -296,6 +296,9 @@ def _write(out: Path, work: Path, summary: Mapping[str, Any]) -> None:
     temporary.replace(out / "results.tar.gz")
 
 
+_CODE = frozenset({".py", ".cpp", ".hpp", ".cu", ".cuh", ".toml", ".sh"})
+
+
 def identity() -> str:
     """Of what is measured: a digest of the checkout's code, the versions it runs with, and whether this is a dry run.
 
@@ -310,9 +313,6 @@ def identity() -> str:
             if path.suffix in _CODE:
                 digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-_CODE = frozenset({".py", ".cpp", ".hpp", ".cu", ".cuh", ".toml", ".sh"})
 
 
 def unpack(archive: Path, work: Path, code: str) -> None:
@@ -374,7 +374,7 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: bench/gpu.sh OUT [EARLIER-results.tar.gz]", file=sys.stderr)
         return 2
     code = identity()
-    work = Path(os.environ.get("MIFY_GPU_WORK") or f"/tmp/mify-gpu/{code}")
+    work = Path(os.environ.get("MIFY_GPU_WORK", "/tmp/mify-gpu")) / code
     if len(arguments) == 2:
         unpack(Path(arguments[1]), work, code)
     work.mkdir(parents=True, exist_ok=True)
