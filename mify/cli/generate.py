@@ -59,8 +59,14 @@ def generate(
     else:
         given = sys.stdin.read() if prompt == "-" else prompt or ""
     params = SamplingParams(
-        max_new_tokens, temperature, top_k, top_p, min_p, request_seed(seed, 0), stop or []
-    )  # fmt: skip
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=request_seed(seed, 0),
+        stop=stop or (),
+    )
     try:
         for piece in stream_text(loaded, given, params):
             typer.echo(piece, nl=False)
