@@ -186,16 +186,16 @@ def _key(task: CodeTask, program: str) -> _Key:
 
 def counting_tests(tests: Iterable[str], nonce: str) -> str:
     """Tests that run each by itself; where not all pass, an AssertionError tells "<nonce> <how many passed>"."""
-    body = ast.parse(f"{_COUNT} = 0").body
+    body = parse(f"{_COUNT} = 0").body
     count = 0
     for test in tests:
         # As a tree: to indent the text would change what stands in strings of several lines.
-        (guarded,) = ast.parse(f"try:\n    {_COUNT} += 1\nexcept Exception:\n    pass").body
+        (guarded,) = parse(f"try:\n    {_COUNT} += 1\nexcept Exception:\n    pass").body
         assert isinstance(guarded, ast.Try)
-        guarded.body = [*ast.parse(test).body, *guarded.body]
+        guarded.body = [*parse(test).body, *guarded.body]
         body.append(guarded)
         count += 1
-    body += ast.parse(f"assert {_COUNT} == {count}, '{nonce} ' + str({_COUNT})").body
+    body += parse(f"assert {_COUNT} == {count}, '{nonce} ' + str({_COUNT})").body
     return ast.unparse(ast.Module(body, []))
 
 
